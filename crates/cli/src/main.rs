@@ -1,0 +1,2 @@
+//! The `pmill` binary.
+fn main() {}
