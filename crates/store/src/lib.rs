@@ -1,1 +1,40 @@
-//! pmill store
+//! The warehouse: count tables and PMI tables as Delta tables, one folder a job.
+//!
+//! ```text
+//! WAREHOUSE/
+//!   captions/            one job
+//!     vocab/             Delta table: id, token, count, documents
+//!     pairs/             Delta table: left_id, right_id, count, sorted by both
+//!     sources/           Delta table: what was counted, and what was skipped
+//!     pmi/               Delta table: scores, written by `pmill score`
+//!   .pmill/captions/     work in progress: lock, plan, runs, manifests
+//! ```
+//!
+//! # The commit protocol
+//!
+//! A batch changes three tables, and a reader must see all of it or nothing. Delta commits are
+//! atomic for one table only, so the tables are committed in this order: `vocab`, `sources`, and
+//! last `pairs`, whose table properties carry the versions of the other two. A reader opens
+//! `pairs` first and then just the versions that it names ([`Job::open`]). A process that dies in
+//! between leaves versions of `vocab` or `sources` that no `pairs` version names: nobody reads
+//! them, and the next commit replaces them.
+//!
+//! Delta has no unsigned types: ids are stored as `integer` (vocabularies hold fewer than 2³¹
+//! terms) and counts as `long` (a count above 2⁶³ − 1 is refused, never wrapped).
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod delta;
+mod error;
+mod job;
+pub mod schema;
+mod sweep;
+mod warehouse;
+mod writer;
+
+pub use delta::{DataFile, TableState};
+pub use error::{Kind, StoreError};
+pub use job::{Job, JobCommit, JobName, PmiCommit};
+pub use sweep::Swept;
+pub use warehouse::{JobLock, Warehouse};
+pub use writer::{TableWriter, table_properties};

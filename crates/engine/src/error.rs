@@ -1,0 +1,191 @@
+//! What can go wrong between the input and the table, and what the outside sees of it.
+
+use pmill_store::StoreError;
+pub use pmill_store::Kind;
+
+/// Errors of the engine. Each names the file, column, row group or setting.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// An input names nothing that exists.
+    #[error("input `{input}`: {reason}")]
+    Input {
+        /// As the user gave it.
+        input: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// One input file is bad.
+    #[error("cannot read `{file}`: {fault}")]
+    BadFile {
+        /// Its URI or path.
+        file: String,
+        /// What is wrong with it, and where.
+        fault: FileFault,
+    },
+    /// A setting is wrong.
+    #[error("{0}")]
+    Setting(String),
+    /// The memory limit cannot hold the job.
+    #[error("memory limit of {limit} is too small: {reason}")]
+    Memory {
+        /// The limit, for people.
+        limit: String,
+        /// What did not fit, and what to do.
+        reason: String,
+    },
+    /// Turning text into features.
+    #[error(transparent)]
+    Text(#[from] pmill_text::TextError),
+    /// Counting.
+    #[error(transparent)]
+    Count(#[from] pmill_count::CountError),
+    /// The warehouse.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A query or plan.
+    #[error("{0}")]
+    Query(String),
+    /// A file of work in progress.
+    #[error("cannot {action} `{path}`")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The path.
+        path: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The user pressed Ctrl-C.
+    #[error("interrupted; nothing was committed")]
+    Interrupted,
+    /// A promise of ours was broken.
+    #[error("internal error: {0} (please report it)")]
+    Bug(String),
+}
+
+/// Why one file cannot be counted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FileFault {
+    /// The footer does not parse.
+    #[error("{0}")]
+    Footer(String),
+    /// The column is not there.
+    #[error("no column `{column}`{}; it has: {}", did_you_mean(.nearest.as_deref()), .known.join(", "))]
+    NoColumn {
+        /// Asked for.
+        column: String,
+        /// The nearest name.
+        nearest: Option<String>,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// The column's name is there more than once.
+    #[error("column `{column}` occurs {times} times, so which one is meant is not known")]
+    AmbiguousColumn {
+        /// Asked for.
+        column: String,
+        /// How often.
+        times: usize,
+    },
+    /// The column holds something else than text.
+    #[error("column `{column}` has type {found}, expected text or a list of text")]
+    ColumnType {
+        /// Asked for.
+        column: String,
+        /// Its type.
+        found: String,
+    },
+    /// A row group does not decode.
+    #[error("row group {row_group}: {reason}")]
+    RowGroup {
+        /// Which, from 0.
+        row_group: usize,
+        /// Why.
+        reason: String,
+    },
+    /// A row group would not fit.
+    #[error(
+        "row group {row_group} of column `{column}` decodes to {bytes}, more than the memory limit of {limit} allows"
+    )]
+    TooLarge {
+        /// Which, from 0.
+        row_group: usize,
+        /// Column.
+        column: String,
+        /// Size for people.
+        bytes: String,
+        /// Limit for people.
+        limit: String,
+    },
+    /// Bytes that are not UTF-8.
+    #[error("row {row} of row group {row_group} is not UTF-8")]
+    NotUtf8 {
+        /// Which, from 0.
+        row_group: usize,
+        /// Row inside the row group, from 0.
+        row: usize,
+    },
+    /// The file is not what it was when the job was planned.
+    #[error("it changed while it was being counted (expected {expected}, found {found})")]
+    Changed {
+        /// Identity at planning.
+        expected: String,
+        /// Identity now.
+        found: String,
+    },
+}
+
+fn did_you_mean(name: Option<&str>) -> String {
+    name.map(|name| format!(" (did you mean `{name}`?)")).unwrap_or_default()
+}
+
+impl EngineError {
+    /// Whether the user can fix it, trying again helps, or it is our bug.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Input { .. }
+            | Self::BadFile { .. }
+            | Self::Setting(_)
+            | Self::Memory { .. }
+            | Self::Text(_)
+            | Self::Query(_) => Kind::User,
+            Self::Count(error) => match error.kind() {
+                pmill_count::ErrorKind::User => Kind::User,
+                pmill_count::ErrorKind::NotNow => Kind::NotNow,
+                pmill_count::ErrorKind::Bug => Kind::Bug,
+            },
+            Self::Store(error) => error.kind(),
+            Self::Io { source, .. } => match source.kind() {
+                std::io::ErrorKind::StorageFull
+                | std::io::ErrorKind::PermissionDenied
+                | std::io::ErrorKind::ReadOnlyFilesystem
+                | std::io::ErrorKind::NotFound => Kind::User,
+                _ => Kind::Bug,
+            },
+            Self::Interrupted => Kind::NotNow,
+            Self::Bug(_) => Kind::Bug,
+        }
+    }
+}
+
+/// A name among `known` that is close to `name`, for "did you mean".
+#[must_use]
+pub fn nearest_name<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    known
+        .into_iter()
+        .map(|candidate| {
+            let distance = if candidate.eq_ignore_ascii_case(name) {
+                0
+            } else {
+                strsim::damerau_levenshtein(
+                    &candidate.to_lowercase(),
+                    &name.to_lowercase(),
+                )
+            };
+            (distance, candidate)
+        })
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.chars().count().max(name.chars().count()) / 3)
+        .min()
+        .map(|(_, candidate)| candidate.to_owned())
+}

@@ -1,0 +1,351 @@
+//! Reads the text column of Parquet files through DataFusion, one row group at a time.
+//!
+//! A file is checked when the job is planned (footer, column, sizes) and once more when it is
+//! read: its identity must be the planned one, every row group must give the rows that its footer
+//! promised, and page checksums, where the file has them, must hold. Whatever a broken file makes
+//! the decoder do, panics included, ends at this module's edge as a [`FileFault`].
+
+use std::cell::Cell;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Once};
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::record_batch::RecordBatch;
+use datafusion::datasource::physical_plan::{FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::physical_plan::parquet::{CachedParquetFileReaderFactory, ParquetAccessPlan};
+use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::source::DataSourceExec;
+use datafusion::error::DataFusionError;
+use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::prelude::SessionContext;
+use futures::{FutureExt, StreamExt};
+use object_store::{ObjectMeta, ObjectStore, path::Path as ObjectPath};
+use parquet::arrow::parquet_to_arrow_schema;
+
+use crate::column::TextColumn;
+use crate::error::{EngineError, FileFault};
+use crate::input::InputFile;
+use crate::memory::ByteSize;
+
+/// What a compressed chunk may swell to before it is taken for a bomb, when it is also large
+/// against the memory limit. Text compresses 2 to 10 times, a constant column some hundreds.
+const LARGEST_HONEST_RATIO: u64 = 64;
+
+/// A row group of the text column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowGroup {
+    /// Rows.
+    pub rows: u64,
+    /// Bytes of the text column in the file.
+    pub compressed: u64,
+    /// Bytes of the text column once decompressed.
+    pub uncompressed: u64,
+}
+
+/// A file that was opened and found readable.
+#[derive(Debug, Clone)]
+pub struct CorpusFile {
+    /// The file.
+    pub input: InputFile,
+    /// Its row groups.
+    pub row_groups: Vec<RowGroup>,
+    schema: SchemaRef,
+    column: TextColumn,
+}
+
+/// Opens files: DataFusion's session, its stores and its cache of footers.
+#[derive(Clone)]
+pub struct Scanner {
+    context: SessionContext,
+    column: String,
+    limit: ByteSize,
+}
+
+impl Scanner {
+    /// A scanner of one column.
+    #[must_use]
+    pub fn new(context: SessionContext, column: &str, limit: ByteSize) -> Self {
+        quiet_caught_panics();
+        Self { context, column: column.to_owned(), limit }
+    }
+
+    /// Reads a file's footer and finds the column in it.
+    ///
+    /// # Errors
+    /// [`EngineError::BadFile`] says what is wrong with the file.
+    pub async fn open(&self, input: &InputFile) -> Result<CorpusFile, EngineError> {
+        let fault = |fault| EngineError::BadFile { file: input.display(), fault };
+        if input.size == 0 {
+            return Err(fault(FileFault::Footer("it is empty (0 bytes), not a Parquet file".into())));
+        }
+        let (store, meta) = self.locate(input)?;
+        let cache = self.context.runtime_env().cache_manager.get_file_metadata_cache();
+        let metadata = guard(async {
+            DFParquetMetadata::new(store.as_ref(), &meta)
+                .with_file_metadata_cache(Some(cache))
+                .fetch_metadata()
+                .await
+        })
+        .await
+        .map_err(|reason| fault(FileFault::Footer(footer_reason(&reason))))?;
+        let found = catch(|| {
+            let file = metadata.file_metadata();
+            parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())
+                .map_err(|error| error.to_string())
+        })
+        .and_then(|schema| schema)
+        .map_err(|reason| fault(FileFault::Footer(reason)))?;
+        let column = TextColumn::find(&found, &self.column).map_err(fault)?;
+        let root = viewed(found.field(column.root));
+        let mut row_groups = Vec::with_capacity(metadata.num_row_groups());
+        for (index, group) in metadata.row_groups().iter().enumerate() {
+            let mut sizes = RowGroup {
+                rows: u64::try_from(group.num_rows()).map_err(|_| {
+                    fault(FileFault::RowGroup {
+                        row_group: index,
+                        reason: format!("the footer claims {} rows", group.num_rows()),
+                    })
+                })?,
+                compressed: 0,
+                uncompressed: 0,
+            };
+            let descriptor = metadata.file_metadata().schema_descr();
+            for leaf in 0..group.num_columns() {
+                if descriptor.get_column_root_idx(leaf) == column.root {
+                    let chunk = group.column(leaf);
+                    sizes.compressed += u64::try_from(chunk.compressed_size()).unwrap_or(0);
+                    sizes.uncompressed += u64::try_from(chunk.uncompressed_size()).unwrap_or(0);
+                }
+            }
+            let swollen = sizes.uncompressed > self.limit.0 / 4
+                && sizes.uncompressed / sizes.compressed.max(1) > LARGEST_HONEST_RATIO;
+            if swollen || sizes.compressed > self.limit.0 / 2 {
+                return Err(fault(FileFault::TooLarge {
+                    row_group: index,
+                    column: self.column.clone(),
+                    bytes: ByteSize(sizes.uncompressed.max(sizes.compressed)).to_string(),
+                    limit: self.limit.to_string(),
+                }));
+            }
+            row_groups.push(sizes);
+        }
+        Ok(CorpusFile {
+            input: input.clone(),
+            row_groups,
+            schema: Arc::new(Schema::new(vec![root])),
+            column,
+        })
+    }
+
+    fn locate(&self, input: &InputFile) -> Result<(Arc<dyn ObjectStore>, ObjectMeta), EngineError> {
+        let wrong = |reason: String| EngineError::Input { input: input.uri.clone(), reason };
+        let url = url::Url::parse(&input.uri).map_err(|error| wrong(error.to_string()))?;
+        let store = self
+            .context
+            .runtime_env()
+            .object_store_registry
+            .get_store(&url)
+            .map_err(|error| wrong(error.to_string()))?;
+        let location = ObjectPath::from_url_path(url.path()).map_err(|error| wrong(error.to_string()))?;
+        let meta = ObjectMeta {
+            location,
+            last_modified: std::time::SystemTime::UNIX_EPOCH.into(),
+            size: input.size,
+            // Part of the key of the footer cache.
+            e_tag: Some(input.etag.clone()),
+            version: None,
+        };
+        Ok((store, meta))
+    }
+
+    /// Starts reading one row group.
+    ///
+    /// # Errors
+    /// When the file is not the planned one any more, or cannot be opened.
+    pub fn read(&self, file: &CorpusFile, row_group: usize) -> Result<RowGroupReader, EngineError> {
+        let now = file.input.refresh().map_err(|_| EngineError::BadFile {
+            file: file.input.display(),
+            fault: FileFault::Changed { expected: file.input.identity(), found: "no file".into() },
+        })?;
+        if now != file.input {
+            return Err(EngineError::BadFile {
+                file: file.input.display(),
+                fault: FileFault::Changed { expected: file.input.identity(), found: now.identity() },
+            });
+        }
+        let (store, meta) = self.locate(&file.input)?;
+        let cache = self.context.runtime_env().cache_manager.get_file_metadata_cache();
+        let mut plan = ParquetAccessPlan::new_none(file.row_groups.len());
+        plan.scan(row_group);
+        let source = ParquetSource::new(file.schema.clone())
+            .with_parquet_file_reader_factory(Arc::new(CachedParquetFileReaderFactory::new(store, cache)));
+        let config = FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), Arc::new(source))
+            .with_file(PartitionedFile::new_from_meta(meta).with_extension(plan))
+            .build();
+        let scan = DataSourceExec::from_data_source(config);
+        let task: Arc<TaskContext> = self.context.task_ctx();
+        let stream = catch(|| scan.execute(0, task).map_err(|error| reason(&error)))
+            .and_then(|stream| stream)
+            .map_err(|reason| EngineError::BadFile {
+                file: file.input.display(),
+                fault: FileFault::RowGroup { row_group, reason },
+            })?;
+        Ok(RowGroupReader {
+            stream,
+            file: file.input.display(),
+            column: file.column.clone(),
+            row_group,
+            expected: file.row_groups[row_group].rows,
+            seen: 0,
+        })
+    }
+}
+
+/// Gives the batches of one row group.
+pub struct RowGroupReader {
+    stream: SendableRecordBatchStream,
+    file: String,
+    /// How to read rows out of the batches.
+    pub column: TextColumn,
+    row_group: usize,
+    expected: u64,
+    seen: u64,
+}
+
+impl RowGroupReader {
+    /// The next batch, one column wide; `None` after the last.
+    ///
+    /// # Errors
+    /// When the row group does not decode, or holds other than its number of rows.
+    pub async fn next(&mut self) -> Result<Option<RecordBatch>, EngineError> {
+        let next = guard(async { self.stream.next().await.transpose() }).await;
+        match next {
+            Ok(Some(batch)) => {
+                self.seen += batch.num_rows() as u64;
+                Ok(Some(batch))
+            }
+            Ok(None) if self.seen != self.expected => Err(self.fault(format!(
+                "it holds {} rows where the footer promises {}",
+                self.seen, self.expected
+            ))),
+            Ok(None) => Ok(None),
+            Err(reason) => Err(self.fault(reason)),
+        }
+    }
+
+    /// Rows that the batches so far held.
+    #[must_use]
+    pub fn rows_seen(&self) -> u64 {
+        self.seen
+    }
+
+    /// An error that names this file and row group.
+    #[must_use]
+    pub fn fault(&self, reason: String) -> EngineError {
+        EngineError::BadFile {
+            file: self.file.clone(),
+            fault: FileFault::RowGroup { row_group: self.row_group, reason },
+        }
+    }
+
+    /// An error that names a row that is not UTF-8; `row` counts inside the last batch.
+    #[must_use]
+    pub fn not_utf8(&self, row: usize, batch_rows: usize) -> EngineError {
+        let before = usize::try_from(self.seen).unwrap_or(usize::MAX).saturating_sub(batch_rows);
+        EngineError::BadFile {
+            file: self.file.clone(),
+            fault: FileFault::NotUtf8 { row_group: self.row_group, row: before + row },
+        }
+    }
+}
+
+/// Text is read as views: the decoder then copies no bytes.
+fn viewed(field: &Field) -> Field {
+    let data_type = match field.data_type() {
+        DataType::Utf8 | DataType::LargeUtf8 => DataType::Utf8View,
+        DataType::Binary | DataType::LargeBinary => DataType::BinaryView,
+        other => other.clone(),
+    };
+    Field::new(field.name(), data_type, true)
+}
+
+/// The innermost reason of an engine error, on one line.
+fn reason(error: &DataFusionError) -> String {
+    let root = error.find_root().to_string();
+    let text = root
+        .trim_start_matches("Parquet error: ")
+        .trim_start_matches("Parquet argument error: ")
+        .trim_start_matches("Arrow error: ");
+    one_line(text)
+}
+
+fn one_line(text: &str) -> String {
+    let line = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    match line.char_indices().nth(300) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+fn footer_reason(reason: &str) -> String {
+    if reason.contains("encryption") || reason.contains("encrypted") {
+        return format!("it is encrypted, which pmill does not read ({reason})");
+    }
+    format!("not a readable Parquet file: {reason}")
+}
+
+thread_local! {
+    static CATCHING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Panics that this module catches become messages; the default hook would print them too.
+fn quiet_caught_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !CATCHING.with(Cell::get) {
+                before(info);
+            }
+        }));
+    });
+}
+
+fn caught(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    format!("the decoder gave up on it ({})", one_line(&text))
+}
+
+fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    CATCHING.with(|flag| flag.set(true));
+    let result = std::panic::catch_unwind(AssertUnwindSafe(work));
+    CATCHING.with(|flag| flag.set(false));
+    result.map_err(|payload| caught(payload.as_ref()))
+}
+
+/// Polls a future of the decoder so that a panic in it becomes an error.
+async fn guard<T>(
+    work: impl Future<Output = Result<T, DataFusionError>>,
+) -> Result<T, String> {
+    let work = AssertUnwindSafe(work).catch_unwind();
+    let mut work = std::pin::pin!(work);
+    let result = std::future::poll_fn(|context| {
+        CATCHING.with(|flag| flag.set(true));
+        let polled = work.as_mut().poll(context);
+        CATCHING.with(|flag| flag.set(false));
+        polled
+    })
+    .await;
+    match result {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(reason(&error)),
+        Err(payload) => Err(caught(payload.as_ref())),
+    }
+}

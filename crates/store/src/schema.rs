@@ -1,0 +1,68 @@
+//! The tables' columns, as Arrow and as Delta schemas.
+
+use std::sync::{Arc, LazyLock};
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use deltalake_core::kernel::{DataType as DeltaType, StructField};
+
+/// Version of the table layout; a reader refuses a newer one.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// `vocab(id, token, count, documents)`: terms by falling token count, then by their bytes.
+/// `count` is how often the term occurs, `documents` how many rows hold it.
+pub static VOCAB: LazyLock<SchemaRef> = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        Field::new("id", DataType::Int32, false),
+        Field::new("token", DataType::Utf8, false),
+        Field::new("count", DataType::Int64, false),
+        Field::new("documents", DataType::Int64, false),
+    ]))
+});
+
+/// `pairs(left_id, right_id, count)`, sorted by both ids. `count` is in weight units.
+pub static PAIRS: LazyLock<SchemaRef> = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        Field::new("left_id", DataType::Int32, false),
+        Field::new("right_id", DataType::Int32, false),
+        Field::new("count", DataType::Int64, false),
+    ]))
+});
+
+/// `sources`: one row an input file; `status` is `counted` or `skipped`, `message` says why.
+/// `etag` is the store's entity tag, or size and modification time for local files.
+pub static SOURCES: LazyLock<SchemaRef> = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        Field::new("uri", DataType::Utf8, false),
+        Field::new("size", DataType::Int64, false),
+        Field::new("etag", DataType::Utf8, false),
+        Field::new("rows", DataType::Int64, false),
+        Field::new("tokens", DataType::Int64, false),
+        Field::new("batch", DataType::Utf8, false),
+        Field::new("status", DataType::Utf8, false),
+        Field::new("message", DataType::Utf8, true),
+    ]))
+});
+
+/// The Delta columns of an Arrow schema made of the four types that pmill's tables use.
+#[must_use]
+pub(crate) fn delta_columns(schema: &Schema) -> Option<Vec<StructField>> {
+    schema
+        .fields()
+        .iter()
+        .map(|field| {
+            let data_type = match field.data_type() {
+                DataType::Int32 => DeltaType::INTEGER,
+                DataType::Int64 => DeltaType::LONG,
+                DataType::Float64 => DeltaType::DOUBLE,
+                DataType::Utf8 => DeltaType::STRING,
+                DataType::Boolean => DeltaType::BOOLEAN,
+                _ => return None,
+            };
+            Some(StructField::new(
+                field.name(),
+                data_type,
+                field.is_nullable(),
+            ))
+        })
+        .collect()
+}
