@@ -1,0 +1,252 @@
+//! What a count job is told: one typed struct, from flags or a pipeline file, and what of it is
+//! recorded with the table.
+//!
+//! Two tables may be merged, and a batch may join a table, only if their [`RecordedSettings`]
+//! agree.
+
+use std::path::PathBuf;
+
+use pmill_count::{Context, OutOfVocabulary, Side, Weight};
+use pmill_text::{FeatureExtractor, FeatureSpec, ResolvedSpec, VocabularyRule};
+use serde::{Deserialize, Serialize};
+
+use crate::error::EngineError;
+
+/// Where features meet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContextSettings {
+    /// `document`: both in one row, once a row. `window`: within `window` tokens of one row.
+    pub kind: ContextKind,
+    /// Window: how many tokens away two tokens may be.
+    pub window: u32,
+    /// Window: weight of a pair at distance d.
+    pub weight: Weight,
+    /// Window: which neighbours of a token count as its context.
+    pub side: Side,
+    /// Window: whether tokens outside the vocabulary are taken out before windows are laid.
+    pub out_of_vocabulary: OutOfVocabulary,
+    /// Document: at most this many distinct features of a row, the most frequent ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_features_per_document: Option<u32>,
+    /// Window: word2vec's subsampling threshold; frequent tokens are dropped by chance, the chance
+    /// decided by a hash of the row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subsample: Option<f64>,
+}
+
+impl Default for ContextSettings {
+    fn default() -> Self {
+        Self {
+            kind: ContextKind::Document,
+            window: 10,
+            weight: Weight::Uniform,
+            side: Side::Symmetric,
+            out_of_vocabulary: OutOfVocabulary::Removed,
+            max_features_per_document: None,
+            subsample: None,
+        }
+    }
+}
+
+/// The kinds of context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ContextKind {
+    /// Both in one row.
+    Document,
+    /// Near each other in one row.
+    Window,
+}
+
+impl ContextSettings {
+    /// The kernel's context.
+    ///
+    /// # Errors
+    /// When a setting is out of its range, or does not go with the kind.
+    pub fn to_context(&self) -> Result<Context, EngineError> {
+        let wrong = |text: &str| Err(EngineError::Setting(text.to_owned()));
+        match self.kind {
+            ContextKind::Document => {
+                if self.subsample.is_some() {
+                    return wrong("`subsample` goes with the context `window`, not `document`");
+                }
+                if self.max_features_per_document == Some(0) {
+                    return wrong("`max-features-per-document` must be at least 1");
+                }
+                Ok(Context::Document { max_features: self.max_features_per_document })
+            }
+            ContextKind::Window => {
+                if self.window == 0 {
+                    return wrong("`window` must be at least 1");
+                }
+                if self.max_features_per_document.is_some() {
+                    return wrong("`max-features-per-document` goes with the context `document`, not `window`");
+                }
+                if self.subsample.is_some_and(|t| !(t > 0.0 && t.is_finite())) {
+                    return wrong("`subsample` must be above 0 (1e-5 is usual)");
+                }
+                Ok(Context::Window {
+                    size: self.window,
+                    weight: self.weight,
+                    side: self.side,
+                    out_of_vocabulary: self.out_of_vocabulary,
+                })
+            }
+        }
+    }
+}
+
+/// Which terms are counted.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VocabularySettings {
+    /// At most so many terms, the most frequent ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u32>,
+    /// Only terms that occur this often.
+    pub min_count: u64,
+    /// Only the terms of this file, one a line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+}
+
+impl VocabularySettings {
+    /// The rule that picks the terms.
+    #[must_use]
+    pub fn rule(&self) -> VocabularyRule {
+        VocabularyRule { size: self.size, min_count: self.min_count }
+    }
+}
+
+/// What happens at a bad file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnBadFile {
+    /// The job ends, with nothing committed.
+    #[default]
+    Fail,
+    /// The file is left out whole, and listed in `sources`.
+    Skip,
+}
+
+/// What is counted and how.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CountSettings {
+    /// The text column: a name, or a path through structs.
+    pub text: String,
+    /// Text to features.
+    pub features: FeatureSpec,
+    /// Which terms.
+    pub vocabulary: VocabularySettings,
+    /// Where features meet.
+    pub context: ContextSettings,
+}
+
+/// The settings that a table was made with, kept in its metadata.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RecordedSettings {
+    /// The program that first counted.
+    pub program: String,
+    /// As the user gave them (paths included).
+    pub given: CountSettings,
+    /// The features, with the digest of every file in place of its path.
+    pub features: ResolvedSpec,
+    /// Digest of the vocabulary file.
+    pub vocabulary_digest: Option<String>,
+    /// Weight units in a natural count of 1.
+    pub weight_unit: u64,
+}
+
+impl RecordedSettings {
+    /// Resolves what the settings name.
+    ///
+    /// # Errors
+    /// When a setting or a file that it names is wrong.
+    pub fn resolve(
+        settings: &CountSettings,
+        extractor: &FeatureExtractor,
+    ) -> Result<Self, EngineError> {
+        if settings.text.is_empty() {
+            return Err(EngineError::Setting(
+                "which column holds the text is not said: give --text COLUMN (or `text` in the pipeline file)".into(),
+            ));
+        }
+        let context = settings.context.to_context()?;
+        let vocabulary_digest = match &settings.vocabulary.file {
+            None => None,
+            Some(path) => {
+                let bytes = std::fs::read(path).map_err(|source| EngineError::Io {
+                    action: "read vocabulary",
+                    path: path.display().to_string(),
+                    source,
+                })?;
+                Some(blake3::hash(&bytes).to_hex().to_string())
+            }
+        };
+        Ok(Self {
+            program: concat!("pmill ", env!("CARGO_PKG_VERSION")).to_owned(),
+            given: settings.clone(),
+            features: extractor.describe().clone(),
+            vocabulary_digest,
+            weight_unit: pmill_count::weight_unit(&context)?,
+        })
+    }
+
+    /// What differs between two tables' settings, one line each; empty when they may be merged.
+    /// The program's version, the column's name and the paths of files may differ.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut compare = |name: &str, here: String, there: String| {
+            if here != there {
+                lines.push(format!("{name}: {here} here, {there} there"));
+            }
+        };
+        let json = |value: &dyn erased::Json| value.text();
+        let (a, b) = (fields(&json(&self.features)), fields(&json(&other.features)));
+        for (key, value) in &a {
+            compare(&format!("features.{key}"), value.clone(), b.get(key).cloned().unwrap_or_default());
+        }
+        let (a, b) = (fields(&json(&self.given.context)), fields(&json(&other.given.context)));
+        for key in a.keys().chain(b.keys().filter(|key| !a.contains_key(*key))) {
+            let unset = || "not set".to_owned();
+            compare(
+                &format!("context.{key}"),
+                a.get(key).cloned().unwrap_or_else(unset),
+                b.get(key).cloned().unwrap_or_else(unset),
+            );
+        }
+        let unset = |value: Option<String>| value.unwrap_or_else(|| "not set".to_owned());
+        let (a, b) = (&self.given.vocabulary, &other.given.vocabulary);
+        compare("vocabulary.size", unset(a.size.map(|n| n.to_string())), unset(b.size.map(|n| n.to_string())));
+        compare("vocabulary.min_count", a.min_count.to_string(), b.min_count.to_string());
+        compare(
+            "vocabulary.file (digest)",
+            unset(self.vocabulary_digest.clone()),
+            unset(other.vocabulary_digest.clone()),
+        );
+        lines
+    }
+}
+
+fn fields(json: &str) -> std::collections::BTreeMap<String, String> {
+    serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(json)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(key, value)| (key, value.to_string()))
+        .collect()
+}
+
+mod erased {
+    /// Anything that serialises to a JSON object.
+    pub trait Json {
+        fn text(&self) -> String;
+    }
+    impl<T: serde::Serialize> Json for T {
+        fn text(&self) -> String {
+            serde_json::to_string(self).unwrap_or_default()
+        }
+    }
+}
