@@ -60,7 +60,11 @@ impl TextColumn {
                 });
             };
             let Some(index) = children.iter().position(|child| child.name() == name) else {
-                return Err(missing(path, name, children.iter().map(|child| child.name().as_str())));
+                return Err(missing(
+                    path,
+                    name,
+                    children.iter().map(|child| child.name().as_str()),
+                ));
             };
             steps.push(index);
             field = &children[index];
@@ -131,7 +135,10 @@ fn find_root<'a, 'b>(
         if let Some((index, field)) = matches.next() {
             let times = 1 + matches.count();
             if times > 1 {
-                return Err(FileFault::AmbiguousColumn { column: name.to_owned(), times });
+                return Err(FileFault::AmbiguousColumn {
+                    column: name.to_owned(),
+                    times,
+                });
             }
             let rest = path[name.len()..].trim_start_matches('.');
             return Ok((index, field, rest));
@@ -246,8 +253,8 @@ fn lists<O: OffsetSizeTrait, E>(
         items = arrow::compute::cast(&items, &DataType::Utf8View)
             .map_err(|error| RowFault::Type(error.to_string()))?;
     }
-    let values = TextValues::of(&items)
-        .ok_or_else(|| RowFault::Type(array.data_type().to_string()))?;
+    let values =
+        TextValues::of(&items).ok_or_else(|| RowFault::Type(array.data_type().to_string()))?;
     let item_nulls = items.logical_nulls();
     let offsets = array.value_offsets();
     for index in 0..array.len() {
@@ -257,7 +264,11 @@ fn lists<O: OffsetSizeTrait, E>(
         }
         let mut bad = false;
         let mut tokens = (offsets[index].as_usize()..offsets[index + 1].as_usize())
-            .filter(|item| !item_nulls.as_ref().is_some_and(|nulls| nulls.is_null(*item)))
+            .filter(|item| {
+                !item_nulls
+                    .as_ref()
+                    .is_some_and(|nulls| nulls.is_null(*item))
+            })
             .map_while(|item| {
                 let token = values.get(item);
                 bad |= token.is_none();
@@ -276,7 +287,10 @@ fn lists<O: OffsetSizeTrait, E>(
 mod tests {
     use std::sync::Arc;
 
-    use arrow::array::{DictionaryArray, ListArray, builder::{ListBuilder, StringBuilder}};
+    use arrow::array::{
+        DictionaryArray, ListArray,
+        builder::{ListBuilder, StringBuilder},
+    };
     use arrow::datatypes::{Fields, Int32Type};
 
     use super::*;
@@ -306,13 +320,23 @@ mod tests {
         let values = vec![Some("a b"), None, Some("")];
         let expected = vec![Some("a b".to_owned()), None, Some(String::new())];
         let plain: ArrayRef = Arc::new(StringArray::from(values.clone()));
-        for data_type in [DataType::Utf8, DataType::LargeUtf8, DataType::Utf8View, DataType::Binary, DataType::LargeBinary, DataType::BinaryView] {
+        for data_type in [
+            DataType::Utf8,
+            DataType::LargeUtf8,
+            DataType::Utf8View,
+            DataType::Binary,
+            DataType::LargeBinary,
+            DataType::BinaryView,
+        ] {
             let array = arrow::compute::cast(&plain, &data_type).unwrap();
             assert_eq!(read(&schema("t", data_type), "t", array), expected);
         }
         let dictionary: DictionaryArray<Int32Type> = values.into_iter().collect();
         let data_type = dictionary.data_type().clone();
-        assert_eq!(read(&schema("t", data_type), "t", Arc::new(dictionary)), expected);
+        assert_eq!(
+            read(&schema("t", data_type), "t", Arc::new(dictionary)),
+            expected
+        );
     }
 
     #[test]
@@ -333,11 +357,21 @@ mod tests {
     fn a_path_goes_through_structs_and_their_nulls() {
         let text: ArrayRef = Arc::new(StringArray::from(vec![Some("a"), Some("b")]));
         let fields = Fields::from(vec![Field::new("caption", DataType::Utf8, true)]);
-        let array = StructArray::new(fields.clone(), vec![text], Some(NullBuffer::from(vec![true, false])));
+        let array = StructArray::new(
+            fields.clone(),
+            vec![text],
+            Some(NullBuffer::from(vec![true, false])),
+        );
         let schema = schema("meta", DataType::Struct(fields));
-        assert_eq!(read(&schema, "meta.caption", Arc::new(array)), [Some("a".to_owned()), None]);
+        assert_eq!(
+            read(&schema, "meta.caption", Arc::new(array)),
+            [Some("a".to_owned()), None]
+        );
         let fault = TextColumn::find(&schema, "meta.captoin").unwrap_err();
-        assert_eq!(fault.to_string(), "no column `meta.captoin` (did you mean `caption`?); it has: caption");
+        assert_eq!(
+            fault.to_string(),
+            "no column `meta.captoin` (did you mean `caption`?); it has: caption"
+        );
     }
 
     #[test]
@@ -349,16 +383,31 @@ mod tests {
             Field::new("twice", DataType::Utf8, true),
         ]);
         let message = |path: &str| TextColumn::find(&schema, path).unwrap_err().to_string();
-        assert_eq!(message("text"), "no column `text` (did you mean `TEXT`?); it has: TEXT, n, twice, twice");
-        assert_eq!(message("n"), "column `n` has type Int32, expected text or a list of text");
-        assert_eq!(message("twice"), "column `twice` occurs 2 times, so which one is meant is not known");
-        assert_eq!(message("zebra"), "no column `zebra`; it has: TEXT, n, twice, twice");
+        assert_eq!(
+            message("text"),
+            "no column `text` (did you mean `TEXT`?); it has: TEXT, n, twice, twice"
+        );
+        assert_eq!(
+            message("n"),
+            "column `n` has type Int32, expected text or a list of text"
+        );
+        assert_eq!(
+            message("twice"),
+            "column `twice` occurs 2 times, so which one is meant is not known"
+        );
+        assert_eq!(
+            message("zebra"),
+            "no column `zebra`; it has: TEXT, n, twice, twice"
+        );
     }
 
     #[test]
     fn bytes_that_are_not_utf8_are_named() {
         let array: ArrayRef = Arc::new(BinaryArray::from(vec![b"ok".as_slice(), b"\xff"]));
         let column = TextColumn::find(&schema("t", DataType::Binary), "t").unwrap();
-        assert_eq!(column.rows::<()>(&array, |_| Ok(())), Err(RowFault::NotUtf8(1)));
+        assert_eq!(
+            column.rows::<()>(&array, |_| Ok(())),
+            Err(RowFault::NotUtf8(1))
+        );
     }
 }

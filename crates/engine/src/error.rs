@@ -1,7 +1,7 @@
 //! What can go wrong between the input and the table, and what the outside sees of it.
 
-use pmill_store::StoreError;
 pub use pmill_store::Kind;
+use pmill_store::StoreError;
 
 /// Errors of the engine. Each names the file, column, row group or setting.
 #[derive(Debug, thiserror::Error)]
@@ -136,7 +136,8 @@ pub enum FileFault {
 }
 
 fn did_you_mean(name: Option<&str>) -> String {
-    name.map(|name| format!(" (did you mean `{name}`?)")).unwrap_or_default()
+    name.map(|name| format!(" (did you mean `{name}`?)"))
+        .unwrap_or_default()
 }
 
 impl EngineError {
@@ -178,14 +179,13 @@ pub fn nearest_name<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) ->
             let distance = if candidate.eq_ignore_ascii_case(name) {
                 0
             } else {
-                strsim::damerau_levenshtein(
-                    &candidate.to_lowercase(),
-                    &name.to_lowercase(),
-                )
+                strsim::damerau_levenshtein(&candidate.to_lowercase(), &name.to_lowercase())
             };
             (distance, candidate)
         })
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.chars().count().max(name.chars().count()) / 3)
+        .filter(|(distance, candidate)| {
+            *distance <= 1 + candidate.chars().count().max(name.chars().count()) / 3
+        })
         .min()
         .map(|(_, candidate)| candidate.to_owned())
 }

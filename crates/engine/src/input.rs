@@ -30,7 +30,8 @@ impl InputFile {
     /// The file as people read it: a path when it is one.
     #[must_use]
     pub fn display(&self) -> String {
-        self.path().map_or_else(|| self.uri.clone(), |path| path.display().to_string())
+        self.path()
+            .map_or_else(|| self.uri.clone(), |path| path.display().to_string())
     }
 
     /// The path on this machine, when it is one.
@@ -74,7 +75,10 @@ pub fn expand(inputs: &[String]) -> Result<Vec<InputFile>, EngineError> {
 }
 
 fn refuse(input: &str, reason: impl Into<String>) -> EngineError {
-    EngineError::Input { input: input.to_owned(), reason: reason.into() }
+    EngineError::Input {
+        input: input.to_owned(),
+        reason: reason.into(),
+    }
 }
 
 fn paths(input: &str) -> Result<Vec<PathBuf>, EngineError> {
@@ -101,7 +105,8 @@ fn paths(input: &str) -> Result<Vec<PathBuf>, EngineError> {
     if !pattern.contains(['*', '?', '[']) {
         return Err(refuse(input, "no such file or folder"));
     }
-    let matches = glob::glob(&pattern).map_err(|error| refuse(input, format!("not a glob: {error}")))?;
+    let matches =
+        glob::glob(&pattern).map_err(|error| refuse(input, format!("not a glob: {error}")))?;
     let mut found = Vec::new();
     for entry in matches {
         let entry = entry.map_err(|error| refuse(input, error.to_string()))?;
@@ -119,7 +124,9 @@ fn paths(input: &str) -> Result<Vec<PathBuf>, EngineError> {
 
 fn folder(input: &str, root: &Path) -> Result<Vec<PathBuf>, EngineError> {
     let mut found = Vec::new();
-    let walk = walkdir::WalkDir::new(root).follow_links(true).sort_by_file_name();
+    let walk = walkdir::WalkDir::new(root)
+        .follow_links(true)
+        .sort_by_file_name();
     for entry in walk
         .into_iter()
         .filter_entry(|entry| entry.depth() == 0 || !hidden(entry.path()))
@@ -150,7 +157,11 @@ fn local_file(path: &Path, input: &str) -> Result<InputFile, EngineError> {
     let uri = Url::from_file_path(&path)
         .map_err(|()| refuse(input, "it is not an absolute path"))?
         .to_string();
-    Ok(InputFile { uri, size: metadata.len(), etag: format!("mtime:{modified}") })
+    Ok(InputFile {
+        uri,
+        size: metadata.len(),
+        etag: format!("mtime:{modified}"),
+    })
 }
 
 #[cfg(test)]
@@ -167,13 +178,26 @@ mod tests {
     #[test]
     fn a_folder_is_searched_without_hidden_and_side_files() {
         let root = tempfile::tempdir().unwrap();
-        for name in ["b.parquet", "a.parquet", "_metadata.parquet", ".x.parquet", "year=1/c.pq", "_temporary/d.parquet", "notes.txt"] {
+        for name in [
+            "b.parquet",
+            "a.parquet",
+            "_metadata.parquet",
+            ".x.parquet",
+            "year=1/c.pq",
+            "_temporary/d.parquet",
+            "notes.txt",
+        ] {
             let path = root.path().join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "x").unwrap();
         }
         let folder = root.path().to_str().unwrap().to_owned();
-        let files = expand(&[folder.clone(), format!("{folder}/a.parquet"), format!("file://{folder}/b.parquet")]).unwrap();
+        let files = expand(&[
+            folder.clone(),
+            format!("{folder}/a.parquet"),
+            format!("file://{folder}/b.parquet"),
+        ])
+        .unwrap();
         assert_eq!(names(&files), ["a.parquet", "b.parquet", "c.pq"]);
         let globbed = expand(&[format!("{folder}/*.parquet")]).unwrap();
         assert_eq!(names(&globbed), ["a.parquet", "b.parquet"]);
@@ -182,9 +206,15 @@ mod tests {
     #[test]
     fn what_does_not_exist_is_named() {
         let error = expand(&["/nonexistent/x.parquet".into()]).unwrap_err();
-        assert_eq!(error.to_string(), "input `/nonexistent/x.parquet`: no such file or folder");
+        assert_eq!(
+            error.to_string(),
+            "input `/nonexistent/x.parquet`: no such file or folder"
+        );
         let error = expand(&["/nonexistent/*.parquet".into()]).unwrap_err();
-        assert_eq!(error.to_string(), "input `/nonexistent/*.parquet`: the glob matches no file");
+        assert_eq!(
+            error.to_string(),
+            "input `/nonexistent/*.parquet`: the glob matches no file"
+        );
         let error = expand(&["ftp://host/x".into()]).unwrap_err();
         assert!(error.to_string().contains("scheme `ftp`"), "{error}");
     }

@@ -1,13 +1,35 @@
 //! The engine: from Parquet files to committed tables.
 //!
 //! ```text
-//! input ─ scan ─ units ─ vocabulary ─ map ─ reduce ─ commit
+//! input ─ scan ─ read ─ vocabulary ─ counting ─ tables ─ commit        (job)
+//!        column  tokens  dictionaries
 //! ```
+//!
+//! The functions here are blocking: they own a runtime ([`session::Session`]) and must be called
+//! from a thread outside any other.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod budget;
 pub mod column;
+pub mod counting;
+pub mod dictionaries;
 pub mod error;
 pub mod input;
+pub mod job;
 pub mod memory;
+pub mod progress;
+pub mod read;
 pub mod scan;
+pub mod session;
+pub mod settings;
+pub mod sources;
+pub mod tables;
+pub mod tokens;
+pub mod units;
+pub mod vocabulary;
+pub mod work;
+pub mod workers;
+
+pub use error::{EngineError, FileFault, Kind};
+pub use pmill_store as store;

@@ -92,7 +92,11 @@ pub fn default_limit() -> ByteSize {
     let container = read("/sys/fs/cgroup/memory.max")
         .or_else(|| read("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
         .and_then(|text| text.trim().parse::<u64>().ok());
-    let available = machine.into_iter().chain(container).min().unwrap_or(4 << 30);
+    let available = machine
+        .into_iter()
+        .chain(container)
+        .min()
+        .unwrap_or(4 << 30);
     ByteSize((available / 2).max(SMALLEST_LIMIT.0))
 }
 
@@ -111,7 +115,14 @@ mod tests {
 
     #[test]
     fn sizes_are_read_and_written_for_people() {
-        for (text, bytes) in [("512MiB", 512 << 20), ("4 GiB", 4 << 30), ("2gb", 2_000_000_000), ("1.5g", 3 << 29), ("4096", 4096), ("0", 0)] {
+        for (text, bytes) in [
+            ("512MiB", 512 << 20),
+            ("4 GiB", 4 << 30),
+            ("2gb", 2_000_000_000),
+            ("1.5g", 3 << 29),
+            ("4096", 4096),
+            ("0", 0),
+        ] {
             assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
         }
         for text in ["", "GiB", "-1MiB", "many", "1e30GiB", "NaN"] {

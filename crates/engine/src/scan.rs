@@ -11,10 +11,12 @@ use std::sync::{Arc, Once};
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
-use datafusion::datasource::physical_plan::{FileScanConfigBuilder, ParquetSource};
-use datafusion::datasource::physical_plan::parquet::{CachedParquetFileReaderFactory, ParquetAccessPlan};
-use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
 use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
+use datafusion::datasource::physical_plan::parquet::{
+    CachedParquetFileReaderFactory, ParquetAccessPlan,
+};
+use datafusion::datasource::physical_plan::{FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::error::DataFusionError;
 use datafusion::execution::object_store::ObjectStoreUrl;
@@ -69,7 +71,11 @@ impl Scanner {
     #[must_use]
     pub fn new(context: SessionContext, column: &str, limit: ByteSize) -> Self {
         quiet_caught_panics();
-        Self { context, column: column.to_owned(), limit }
+        Self {
+            context,
+            column: column.to_owned(),
+            limit,
+        }
     }
 
     /// Reads a file's footer and finds the column in it.
@@ -77,12 +83,21 @@ impl Scanner {
     /// # Errors
     /// [`EngineError::BadFile`] says what is wrong with the file.
     pub async fn open(&self, input: &InputFile) -> Result<CorpusFile, EngineError> {
-        let fault = |fault| EngineError::BadFile { file: input.display(), fault };
+        let fault = |fault| EngineError::BadFile {
+            file: input.display(),
+            fault,
+        };
         if input.size == 0 {
-            return Err(fault(FileFault::Footer("it is empty (0 bytes), not a Parquet file".into())));
+            return Err(fault(FileFault::Footer(
+                "it is empty (0 bytes), not a Parquet file".into(),
+            )));
         }
         let (store, meta) = self.locate(input)?;
-        let cache = self.context.runtime_env().cache_manager.get_file_metadata_cache();
+        let cache = self
+            .context
+            .runtime_env()
+            .cache_manager
+            .get_file_metadata_cache();
         let metadata = guard(async {
             DFParquetMetadata::new(store.as_ref(), &meta)
                 .with_file_metadata_cache(Some(cache))
@@ -141,7 +156,10 @@ impl Scanner {
     }
 
     fn locate(&self, input: &InputFile) -> Result<(Arc<dyn ObjectStore>, ObjectMeta), EngineError> {
-        let wrong = |reason: String| EngineError::Input { input: input.uri.clone(), reason };
+        let wrong = |reason: String| EngineError::Input {
+            input: input.uri.clone(),
+            reason,
+        };
         let url = url::Url::parse(&input.uri).map_err(|error| wrong(error.to_string()))?;
         let store = self
             .context
@@ -149,7 +167,8 @@ impl Scanner {
             .object_store_registry
             .get_store(&url)
             .map_err(|error| wrong(error.to_string()))?;
-        let location = ObjectPath::from_url_path(url.path()).map_err(|error| wrong(error.to_string()))?;
+        let location =
+            ObjectPath::from_url_path(url.path()).map_err(|error| wrong(error.to_string()))?;
         let meta = ObjectMeta {
             location,
             last_modified: std::time::SystemTime::UNIX_EPOCH.into(),
@@ -168,23 +187,35 @@ impl Scanner {
     pub fn read(&self, file: &CorpusFile, row_group: usize) -> Result<RowGroupReader, EngineError> {
         let now = file.input.refresh().map_err(|_| EngineError::BadFile {
             file: file.input.display(),
-            fault: FileFault::Changed { expected: file.input.identity(), found: "no file".into() },
+            fault: FileFault::Changed {
+                expected: file.input.identity(),
+                found: "no file".into(),
+            },
         })?;
         if now != file.input {
             return Err(EngineError::BadFile {
                 file: file.input.display(),
-                fault: FileFault::Changed { expected: file.input.identity(), found: now.identity() },
+                fault: FileFault::Changed {
+                    expected: file.input.identity(),
+                    found: now.identity(),
+                },
             });
         }
         let (store, meta) = self.locate(&file.input)?;
-        let cache = self.context.runtime_env().cache_manager.get_file_metadata_cache();
+        let cache = self
+            .context
+            .runtime_env()
+            .cache_manager
+            .get_file_metadata_cache();
         let mut plan = ParquetAccessPlan::new_none(file.row_groups.len());
         plan.scan(row_group);
-        let source = ParquetSource::new(file.schema.clone())
-            .with_parquet_file_reader_factory(Arc::new(CachedParquetFileReaderFactory::new(store, cache)));
-        let config = FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), Arc::new(source))
-            .with_file(PartitionedFile::new_from_meta(meta).with_extension(plan))
-            .build();
+        let source = ParquetSource::new(file.schema.clone()).with_parquet_file_reader_factory(
+            Arc::new(CachedParquetFileReaderFactory::new(store, cache)),
+        );
+        let config =
+            FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), Arc::new(source))
+                .with_file(PartitionedFile::new_from_meta(meta).with_extension(plan))
+                .build();
         let scan = DataSourceExec::from_data_source(config);
         let task: Arc<TaskContext> = self.context.task_ctx();
         let stream = catch(|| scan.execute(0, task).map_err(|error| reason(&error)))
@@ -247,17 +278,25 @@ impl RowGroupReader {
     pub fn fault(&self, reason: String) -> EngineError {
         EngineError::BadFile {
             file: self.file.clone(),
-            fault: FileFault::RowGroup { row_group: self.row_group, reason },
+            fault: FileFault::RowGroup {
+                row_group: self.row_group,
+                reason,
+            },
         }
     }
 
     /// An error that names a row that is not UTF-8; `row` counts inside the last batch.
     #[must_use]
     pub fn not_utf8(&self, row: usize, batch_rows: usize) -> EngineError {
-        let before = usize::try_from(self.seen).unwrap_or(usize::MAX).saturating_sub(batch_rows);
+        let before = usize::try_from(self.seen)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(batch_rows);
         EngineError::BadFile {
             file: self.file.clone(),
-            fault: FileFault::NotUtf8 { row_group: self.row_group, row: before + row },
+            fault: FileFault::NotUtf8 {
+                row_group: self.row_group,
+                row: before + row,
+            },
         }
     }
 }
@@ -283,7 +322,12 @@ fn reason(error: &DataFusionError) -> String {
 }
 
 fn one_line(text: &str) -> String {
-    let line = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    let line = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ");
     match line.char_indices().nth(300) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
@@ -331,9 +375,7 @@ fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 }
 
 /// Polls a future of the decoder so that a panic in it becomes an error.
-async fn guard<T>(
-    work: impl Future<Output = Result<T, DataFusionError>>,
-) -> Result<T, String> {
+async fn guard<T>(work: impl Future<Output = Result<T, DataFusionError>>) -> Result<T, String> {
     let work = AssertUnwindSafe(work).catch_unwind();
     let mut work = std::pin::pin!(work);
     let result = std::future::poll_fn(|context| {

@@ -4,9 +4,10 @@
 //! Two tables may be merged, and a batch may join a table, only if their [`RecordedSettings`]
 //! agree.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use pmill_count::{Context, OutOfVocabulary, Side, Weight};
+use pmill_count::{Context, OutOfVocabulary, Side, Weight, Window};
 use pmill_text::{FeatureExtractor, FeatureSpec, ResolvedSpec, VocabularyRule};
 use serde::{Deserialize, Serialize};
 
@@ -74,24 +75,28 @@ impl ContextSettings {
                 if self.max_features_per_document == Some(0) {
                     return wrong("`max-features-per-document` must be at least 1");
                 }
-                Ok(Context::Document { max_features: self.max_features_per_document })
+                Ok(Context::Document {
+                    max_features: self.max_features_per_document,
+                })
             }
             ContextKind::Window => {
                 if self.window == 0 {
                     return wrong("`window` must be at least 1");
                 }
                 if self.max_features_per_document.is_some() {
-                    return wrong("`max-features-per-document` goes with the context `document`, not `window`");
+                    return wrong(
+                        "`max-features-per-document` goes with the context `document`, not `window`",
+                    );
                 }
                 if self.subsample.is_some_and(|t| !(t > 0.0 && t.is_finite())) {
                     return wrong("`subsample` must be above 0 (1e-5 is usual)");
                 }
-                Ok(Context::Window {
+                Ok(Context::Window(Window {
                     size: self.window,
                     weight: self.weight,
                     side: self.side,
                     out_of_vocabulary: self.out_of_vocabulary,
-                })
+                }))
             }
         }
     }
@@ -115,7 +120,10 @@ impl VocabularySettings {
     /// The rule that picks the terms.
     #[must_use]
     pub fn rule(&self) -> VocabularyRule {
-        VocabularyRule { size: self.size, min_count: self.min_count }
+        VocabularyRule {
+            size: self.size,
+            min_count: self.min_count,
+        }
     }
 }
 
@@ -204,12 +212,15 @@ impl RecordedSettings {
                 lines.push(format!("{name}: {here} here, {there} there"));
             }
         };
-        let json = |value: &dyn erased::Json| value.text();
-        let (a, b) = (fields(&json(&self.features)), fields(&json(&other.features)));
+        let (a, b) = (fields(&self.features), fields(&other.features));
         for (key, value) in &a {
-            compare(&format!("features.{key}"), value.clone(), b.get(key).cloned().unwrap_or_default());
+            compare(
+                &format!("features.{key}"),
+                value.clone(),
+                b.get(key).cloned().unwrap_or_default(),
+            );
         }
-        let (a, b) = (fields(&json(&self.given.context)), fields(&json(&other.given.context)));
+        let (a, b) = (fields(&self.given.context), fields(&other.given.context));
         for key in a.keys().chain(b.keys().filter(|key| !a.contains_key(*key))) {
             let unset = || "not set".to_owned();
             compare(
@@ -220,8 +231,16 @@ impl RecordedSettings {
         }
         let unset = |value: Option<String>| value.unwrap_or_else(|| "not set".to_owned());
         let (a, b) = (&self.given.vocabulary, &other.given.vocabulary);
-        compare("vocabulary.size", unset(a.size.map(|n| n.to_string())), unset(b.size.map(|n| n.to_string())));
-        compare("vocabulary.min_count", a.min_count.to_string(), b.min_count.to_string());
+        compare(
+            "vocabulary.size",
+            unset(a.size.map(|n| n.to_string())),
+            unset(b.size.map(|n| n.to_string())),
+        );
+        compare(
+            "vocabulary.min_count",
+            a.min_count.to_string(),
+            b.min_count.to_string(),
+        );
         compare(
             "vocabulary.file (digest)",
             unset(self.vocabulary_digest.clone()),
@@ -231,22 +250,13 @@ impl RecordedSettings {
     }
 }
 
-fn fields(json: &str) -> std::collections::BTreeMap<String, String> {
-    serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(json)
-        .unwrap_or_default()
-        .into_iter()
-        .map(|(key, value)| (key, value.to_string()))
-        .collect()
-}
-
-mod erased {
-    /// Anything that serialises to a JSON object.
-    pub trait Json {
-        fn text(&self) -> String;
-    }
-    impl<T: serde::Serialize> Json for T {
-        fn text(&self) -> String {
-            serde_json::to_string(self).unwrap_or_default()
-        }
+/// The fields of a struct, each as JSON text.
+fn fields(value: &impl Serialize) -> BTreeMap<String, String> {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::Object(map)) => map
+            .into_iter()
+            .map(|(key, value)| (key, value.to_string()))
+            .collect(),
+        _ => BTreeMap::new(),
     }
 }

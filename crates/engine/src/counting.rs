@@ -1,0 +1,261 @@
+//! Map and reduce: token ids to sorted rows, rows to table files.
+//!
+//! A job whose tokens fit one block goes straight from the block to the table files. A larger one
+//! writes each full block as runs, and merges all runs of a range of left ids into its file.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pmill_count::{
+    Accumulator, Compression, CountError, CountSettings as KernelSettings, OUT_OF_VOCABULARY,
+    PreparedBlock, RunReader, RunWriter, SeekSource, TokenBlock, merge_runs, subsample_row,
+};
+use pmill_store::DataFile;
+use serde::{Deserialize, Serialize};
+
+use crate::error::EngineError;
+use crate::progress::{Progress, StopFlag};
+use crate::tables::{PairsFile, TableFolder, unwrap_sink};
+use crate::tokens::Chunks;
+use crate::workers;
+
+/// What the counting steps share.
+pub struct Counting<'a> {
+    /// Context and vocabulary size.
+    pub kernel: KernelSettings,
+    /// Chance of each id to be kept, when frequent tokens are subsampled.
+    pub keep: Option<Vec<f64>>,
+    /// Bytes of a block.
+    pub block_bytes: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Left ids of each table file.
+    pub ranges: Vec<Range<u32>>,
+    /// Where table files go.
+    pub folder: TableFolder<'a>,
+    /// Part of the table files' names.
+    pub batch: String,
+    /// Who watches.
+    pub progress: &'a dyn Progress,
+    /// Whether to stop.
+    pub stop: &'a StopFlag,
+}
+
+/// A run on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunFile {
+    /// File name in the work folder.
+    pub name: String,
+    /// Bytes.
+    pub bytes: u64,
+    /// Pairs.
+    pub pairs: u64,
+}
+
+/// A finished file of `pairs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RangeFile {
+    /// The file.
+    pub file: DataFile,
+    /// Pairs in it.
+    pub pairs: u64,
+    /// Sum of their counts in weight units, as text (JSON numbers end at 2⁵³).
+    pub units: String,
+}
+
+impl Counting<'_> {
+    /// Pours chunks into blocks. A full block is given to `full`, which gives back an empty one;
+    /// the last block, full or not, is returned.
+    ///
+    /// # Errors
+    /// Those of the chunks and of `full`.
+    pub fn fill(
+        &self,
+        chunks: Chunks,
+        maps: &[Vec<u32>],
+        mut full: impl FnMut(TokenBlock) -> Result<TokenBlock, EngineError>,
+    ) -> Result<TokenBlock, EngineError> {
+        let mut block = TokenBlock::with_budget(&self.kernel, self.block_bytes)?;
+        let (mut row_ids, mut thinned) = (Vec::new(), Vec::new());
+        for chunk in chunks {
+            let chunk = chunk?;
+            if self.stop.is_set() {
+                return Err(EngineError::Interrupted);
+            }
+            let map = maps.get(chunk.dictionary as usize);
+            for row in chunk.rows() {
+                let ids = match map {
+                    None => row,
+                    Some(map) => {
+                        row_ids.clear();
+                        row_ids.extend(row.iter().map(|&local| {
+                            map.get(local as usize)
+                                .copied()
+                                .unwrap_or(OUT_OF_VOCABULARY)
+                        }));
+                        &row_ids[..]
+                    }
+                };
+                let ids = match &self.keep {
+                    None => ids,
+                    Some(keep) => {
+                        subsample_row(ids, keep, &mut thinned);
+                        &thinned[..]
+                    }
+                };
+                if !block.has_room(ids.len()) {
+                    block = full(block)?;
+                }
+                block.push_row(ids)?;
+            }
+        }
+        Ok(block)
+    }
+
+    /// Counts a block straight into the table files.
+    ///
+    /// # Errors
+    /// A full disk, a sum beyond 64 bits, a stop.
+    pub fn write_tables(&self, block: &PreparedBlock) -> Result<Vec<RangeFile>, EngineError> {
+        self.each_range(
+            |range, accumulator, file| block.count_rows(range, accumulator, file),
+            |_| None,
+            |_, _| Ok(()),
+        )
+    }
+
+    /// Counts a block into runs, named by `prefix`: one a thread.
+    ///
+    /// # Errors
+    /// A full disk, a sum beyond 64 bits, a stop.
+    pub fn write_runs(
+        &self,
+        block: &PreparedBlock,
+        work: &Path,
+        prefix: &str,
+    ) -> Result<Vec<RunFile>, EngineError> {
+        let parts = block.plan_ranges(self.threads * 16);
+        let next = AtomicUsize::new(0);
+        let runs = workers::run(self.threads, self.stop, |worker| {
+            let name = format!("{prefix}-{worker:02}.run");
+            let path = work.join(&name);
+            let io = |source| io_error("write", &path, source);
+            let file = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(io)?);
+            let size = self.kernel.vocabulary_size;
+            let mut writer = RunWriter::new(file, size, Compression::default())?;
+            let mut accumulator = Accumulator::new(size);
+            loop {
+                if self.stop.is_set() {
+                    return Err(EngineError::Interrupted);
+                }
+                let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                    break;
+                };
+                block.count_rows(part.clone(), &mut accumulator, &mut writer)?;
+            }
+            let (file, summary) = writer.finish()?;
+            let file = file.into_inner().map_err(|error| io(error.into_error()))?;
+            file.sync_all().map_err(io)?;
+            Ok(RunFile {
+                name,
+                bytes: summary.bytes,
+                pairs: summary.pairs,
+            })
+        })?;
+        Ok(runs)
+    }
+
+    /// Merges runs into the table files. `done` gives a range that an earlier try finished;
+    /// `finished` is told of each new one.
+    ///
+    /// # Errors
+    /// A damaged run, a full disk, a sum beyond 64 bits, a stop.
+    pub fn merge(
+        &self,
+        runs: &[PathBuf],
+        done: impl Fn(usize) -> Option<RangeFile> + Sync,
+        finished: impl Fn(usize, &RangeFile) -> Result<(), EngineError> + Sync,
+    ) -> Result<Vec<RangeFile>, EngineError> {
+        self.each_range(
+            |range, accumulator, file| {
+                let mut readers = Vec::with_capacity(runs.len());
+                for path in runs {
+                    let name = path.display().to_string();
+                    let opened = File::open(path).map_err(|source| CountError::RunRead {
+                        run: name.clone(),
+                        source,
+                    })?;
+                    let source = SeekSource(BufReader::with_capacity(1 << 16, opened));
+                    readers.push(RunReader::open(name, source)?);
+                }
+                merge_runs(&mut readers, range, accumulator, file)
+            },
+            done,
+            finished,
+        )
+    }
+
+    fn each_range(
+        &self,
+        count: impl Fn(Range<u32>, &mut Accumulator, &mut PairsFile) -> Result<(), CountError> + Sync,
+        done: impl Fn(usize) -> Option<RangeFile> + Sync,
+        finished: impl Fn(usize, &RangeFile) -> Result<(), EngineError> + Sync,
+    ) -> Result<Vec<RangeFile>, EngineError> {
+        let next = AtomicUsize::new(0);
+        let files = Mutex::new(vec![None; self.ranges.len()]);
+        let threads = self.threads.min(self.ranges.len());
+        workers::run(threads, self.stop, |_| {
+            let mut accumulator = Accumulator::new(self.kernel.vocabulary_size);
+            loop {
+                if self.stop.is_set() {
+                    return Err(EngineError::Interrupted);
+                }
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                let Some(range) = self.ranges.get(number) else {
+                    return Ok(());
+                };
+                let file = match done(number) {
+                    Some(file) => file,
+                    None => {
+                        let name = format!("part-{number:05}-{}.parquet", self.batch);
+                        let mut file = PairsFile::create(&self.folder, &name)?;
+                        count(range.clone(), &mut accumulator, &mut file).map_err(unwrap_sink)?;
+                        let (file, pairs, units) = file.finish()?;
+                        let file = RangeFile {
+                            file,
+                            pairs,
+                            units: units.to_string(),
+                        };
+                        finished(number, &file)?;
+                        file
+                    }
+                };
+                self.progress.advance(1, 0);
+                if let Ok(mut files) = files.lock() {
+                    files[number] = Some(file);
+                }
+            }
+        })?;
+        let files = files.into_inner().unwrap_or_default();
+        let files: Vec<_> = files.into_iter().flatten().collect();
+        if files.len() == self.ranges.len() {
+            Ok(files)
+        } else {
+            Err(EngineError::Bug(
+                "a range of left ids was not written".into(),
+            ))
+        }
+    }
+}
+
+fn io_error(action: &'static str, path: &Path, source: std::io::Error) -> EngineError {
+    EngineError::Io {
+        action,
+        path: path.display().to_string(),
+        source,
+    }
+}

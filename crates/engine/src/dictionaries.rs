@@ -1,0 +1,158 @@
+//! The terms that a worker met, with their counts: in memory, or as a sorted file.
+//!
+//! A file holds, for each term in the order of its bytes: length (u32), bytes, tokens (u64),
+//! documents (u64), local id (u32), all little-endian. Its number of terms stands in whatever
+//! names the file.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use pmill_text::{Dictionary, OUT_OF_VOCABULARY, TermCount, Vocabulary};
+
+use crate::error::EngineError;
+
+/// A worker's dictionary.
+pub enum StoredDictionary {
+    /// As the worker left it.
+    Memory(Dictionary),
+    /// Written out.
+    Disk {
+        /// Where.
+        path: PathBuf,
+        /// Terms in it.
+        terms: u64,
+    },
+}
+
+impl StoredDictionary {
+    /// Writes a dictionary to `path`.
+    ///
+    /// # Errors
+    /// When the disk is full.
+    pub fn write(dictionary: &Dictionary, path: PathBuf) -> Result<Self, EngineError> {
+        let fail = |source| EngineError::Io {
+            action: "write",
+            path: path.display().to_string(),
+            source,
+        };
+        let write = || -> std::io::Result<()> {
+            let mut out = BufWriter::with_capacity(1 << 20, File::create(&path)?);
+            for entry in dictionary.iter_sorted() {
+                out.write_all(&(entry.term.len() as u32).to_le_bytes())?;
+                out.write_all(entry.term.as_bytes())?;
+                out.write_all(&entry.tokens.to_le_bytes())?;
+                out.write_all(&entry.documents.to_le_bytes())?;
+                out.write_all(&entry.local.to_le_bytes())?;
+            }
+            out.into_inner()
+                .map_err(std::io::IntoInnerError::into_error)?
+                .sync_all()
+        };
+        write().map_err(fail)?;
+        Ok(Self::Disk {
+            terms: dictionary.len() as u64,
+            path,
+        })
+    }
+
+    /// The terms in the order of their bytes.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub fn sorted(&self) -> Result<SortedTerms<'_>, EngineError> {
+        Ok(match self {
+            Self::Memory(dictionary) => Box::new(dictionary.sorted_counts()),
+            Self::Disk { path, terms } => {
+                Box::new(Entries::open(path, *terms)?.map(|entry| entry.map(|(term, _)| term)))
+            }
+        })
+    }
+
+    /// By local id: the id in `vocabulary`, or [`OUT_OF_VOCABULARY`].
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn remap(&self, vocabulary: &Vocabulary) -> Result<Vec<u32>, EngineError> {
+        match self {
+            Self::Memory(dictionary) => Ok(vocabulary.remap(dictionary)),
+            Self::Disk { path, terms } => {
+                let mut map = vec![OUT_OF_VOCABULARY; usize::try_from(*terms).unwrap_or(0)];
+                for entry in Entries::open(path, *terms)? {
+                    let (term, local) = entry?;
+                    if let (Some(slot), Some(id)) =
+                        (map.get_mut(local as usize), vocabulary.lookup(&term.term))
+                    {
+                        *slot = id;
+                    }
+                }
+                Ok(map)
+            }
+        }
+    }
+}
+
+/// Terms by their bytes.
+pub type SortedTerms<'a> = Box<dyn Iterator<Item = Result<TermCount, EngineError>> + 'a>;
+
+struct Entries {
+    reader: BufReader<File>,
+    path: PathBuf,
+    left: u64,
+}
+
+impl Entries {
+    fn open(path: &Path, terms: u64) -> Result<Self, EngineError> {
+        let file = File::open(path).map_err(|source| EngineError::Io {
+            action: "read",
+            path: path.display().to_string(),
+            source,
+        })?;
+        Ok(Self {
+            reader: BufReader::with_capacity(1 << 18, file),
+            path: path.to_owned(),
+            left: terms,
+        })
+    }
+
+    fn read(&mut self) -> std::io::Result<(TermCount, u32)> {
+        let mut four = [0; 4];
+        let mut eight = [0; 8];
+        self.reader.read_exact(&mut four)?;
+        let mut bytes = vec![0; u32::from_le_bytes(four) as usize];
+        self.reader.read_exact(&mut bytes)?;
+        let term = String::from_utf8(bytes).map_err(std::io::Error::other)?;
+        self.reader.read_exact(&mut eight)?;
+        let tokens = u64::from_le_bytes(eight);
+        self.reader.read_exact(&mut eight)?;
+        let documents = u64::from_le_bytes(eight);
+        self.reader.read_exact(&mut four)?;
+        Ok((
+            TermCount {
+                term,
+                tokens,
+                documents,
+            },
+            u32::from_le_bytes(four),
+        ))
+    }
+}
+
+impl Iterator for Entries {
+    type Item = Result<(TermCount, u32), EngineError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        self.left -= 1;
+        Some(self.read().map_err(|source| {
+            self.left = 0;
+            EngineError::Io {
+                action: "read",
+                path: self.path.display().to_string(),
+                source,
+            }
+        }))
+    }
+}

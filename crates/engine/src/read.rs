@@ -1,0 +1,406 @@
+//! Reads a unit: decode, tokenize, and either collect its terms or look them up.
+//!
+//! Workers take row groups one by one, so decoding and tokenizing overlap across them. A file
+//! that turns out bad spoils the pass (its earlier row groups are in the dictionaries already):
+//! the pass then goes on only to find all bad files, and is made again without them.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use datafusion::execution::memory_pool::MemoryConsumer;
+use pmill_text::{DictionaryBuilder, FeatureExtractor, IdEncoder, OUT_OF_VOCABULARY, Vocabulary};
+
+use crate::budget::Budget;
+use crate::column::{Row, RowFault};
+use crate::dictionaries::StoredDictionary;
+use crate::error::EngineError;
+use crate::progress::{Progress, StopFlag};
+use crate::scan::{CorpusFile, RowGroupReader, Scanner};
+use crate::session::Session;
+use crate::tokens::{CHUNK_TOKENS, Chunk, TokenStore};
+use crate::units::{Slice, Unit};
+use crate::workers;
+
+/// What readers need to know.
+pub struct ReadJob<'a> {
+    /// Runtime, memory pool, disk.
+    pub session: &'a Session,
+    /// Opens row groups.
+    pub scanner: &'a Scanner,
+    /// The files of the plan.
+    pub files: &'a [CorpusFile],
+    /// Text to features.
+    pub extractor: &'a Arc<FeatureExtractor>,
+    /// Look terms up in this vocabulary; `None` collects them.
+    pub vocabulary: Option<&'a Arc<Vocabulary>>,
+    /// Shares of memory.
+    pub budget: Budget,
+    /// Where dictionaries are written that do not fit.
+    pub folder: &'a PathBuf,
+    /// Who watches.
+    pub progress: &'a dyn Progress,
+    /// Whether to stop.
+    pub stop: &'a StopFlag,
+}
+
+/// What one file gave.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct FileTally {
+    /// Rows.
+    pub rows: u64,
+    /// Features, those outside the vocabulary too.
+    pub tokens: u64,
+}
+
+/// A unit that has been read.
+pub struct ReadUnit {
+    /// Its tokens; ids are local to `dictionaries`, or of the vocabulary.
+    pub tokens: TokenStore,
+    /// The terms met, when no vocabulary was given.
+    pub dictionaries: Vec<StoredDictionary>,
+    /// Tokens and documents by id, when a vocabulary was given.
+    pub counts: Option<(Vec<u64>, Vec<u64>)>,
+    /// By file of the plan.
+    pub files: Vec<FileTally>,
+}
+
+/// Files of the plan that cannot be counted, with the reason.
+pub type BadFiles = Vec<(usize, EngineError)>;
+
+/// Reads the unit's row groups, those of `leave_out` excepted. With `find_all`, bad files do not
+/// end the pass but are all found and given back instead of a unit.
+///
+/// # Errors
+/// A bad file (without `find_all`), a full disk, a stop.
+pub fn read_unit(
+    job: &ReadJob<'_>,
+    unit: &Unit,
+    leave_out: &[bool],
+    find_all: bool,
+) -> Result<Result<ReadUnit, BadFiles>, EngineError> {
+    let reservation = MemoryConsumer::new("tokens")
+        .with_can_spill(true)
+        .register(&job.session.context().runtime_env().memory_pool);
+    let shared = Shared {
+        tokens: TokenStore::new(
+            job.session.context().runtime_env().disk_manager.clone(),
+            reservation,
+        ),
+        dictionaries: Mutex::new(Vec::new()),
+        next: AtomicUsize::new(0),
+        bad: Mutex::new(Vec::new()),
+    };
+    let results = workers::run(job.budget.threads, job.stop, |_| {
+        let mut worker = Worker::new(job, unit, &shared)?;
+        worker.run(leave_out, find_all)?;
+        worker.finish()
+    })?;
+    if job.stop.is_set() {
+        return Err(EngineError::Interrupted);
+    }
+    let bad = shared.bad.into_inner().map_err(|_| poisoned())?;
+    if !bad.is_empty() {
+        return Ok(Err(bad));
+    }
+    let mut files = vec![FileTally::default(); job.files.len()];
+    let mut counts = job.vocabulary.map(|v| (vec![0; v.len()], vec![0; v.len()]));
+    for result in results {
+        for (file, tally) in result.files.iter().enumerate() {
+            files[file].rows += tally.rows;
+            files[file].tokens += tally.tokens;
+        }
+        if let Some((tokens, documents)) = &mut counts {
+            add(tokens, &result.tokens);
+            add(documents, &result.documents);
+        }
+    }
+    let dictionaries = shared.dictionaries.into_inner().map_err(|_| poisoned())?;
+    Ok(Ok(ReadUnit {
+        tokens: shared.tokens,
+        dictionaries: dictionaries
+            .into_iter()
+            .map(|slot| {
+                slot.ok_or_else(|| EngineError::Bug("a dictionary was not handed over".into()))
+            })
+            .collect::<Result<_, _>>()?,
+        counts,
+        files,
+    }))
+}
+
+fn add(sums: &mut [u64], more: &[u64]) {
+    for (sum, more) in sums.iter_mut().zip(more) {
+        *sum += more;
+    }
+}
+
+fn poisoned() -> EngineError {
+    EngineError::Bug("a reader panicked while it held a lock".into())
+}
+
+struct Shared {
+    tokens: TokenStore,
+    /// By dictionary number; a slot is taken when a worker begins one.
+    dictionaries: Mutex<Vec<Option<StoredDictionary>>>,
+    next: AtomicUsize,
+    bad: Mutex<BadFiles>,
+}
+
+struct Worker<'a> {
+    job: &'a ReadJob<'a>,
+    unit: &'a Unit,
+    shared: &'a Shared,
+    source: Source,
+    chunk: Chunk,
+    files: Vec<FileTally>,
+}
+
+enum Source {
+    Collect {
+        builder: DictionaryBuilder,
+        number: u32,
+    },
+    LookUp(Box<LookUp>),
+}
+
+struct LookUp {
+    encoder: IdEncoder,
+    tokens: Vec<u64>,
+    documents: Vec<u64>,
+    last_row: Vec<u32>,
+    row: u32,
+}
+
+struct WorkerResult {
+    files: Vec<FileTally>,
+    tokens: Vec<u64>,
+    documents: Vec<u64>,
+}
+
+impl<'a> Worker<'a> {
+    fn new(job: &'a ReadJob<'a>, unit: &'a Unit, shared: &'a Shared) -> Result<Self, EngineError> {
+        let source = match job.vocabulary {
+            None => collect(job, shared)?,
+            Some(vocabulary) => Source::LookUp(Box::new(LookUp {
+                encoder: IdEncoder::new(job.extractor, vocabulary),
+                tokens: vec![0; vocabulary.len()],
+                documents: vec![0; vocabulary.len()],
+                last_row: vec![0; vocabulary.len()],
+                row: 0,
+            })),
+        };
+        let mut worker = Self {
+            job,
+            unit,
+            shared,
+            source,
+            chunk: Chunk::default(),
+            files: vec![FileTally::default(); job.files.len()],
+        };
+        worker.begin_chunk();
+        Ok(worker)
+    }
+
+    fn begin_chunk(&mut self) {
+        self.chunk.dictionary = match &self.source {
+            Source::Collect { number, .. } => *number,
+            Source::LookUp(_) => 0,
+        };
+    }
+
+    fn run(&mut self, leave_out: &[bool], find_all: bool) -> Result<(), EngineError> {
+        loop {
+            let index = self.shared.next.fetch_add(1, Ordering::Relaxed);
+            let Some(slice) = self.unit.slices.get(index).copied() else {
+                return Ok(());
+            };
+            if leave_out[slice.file] {
+                continue;
+            }
+            match self.slice(slice) {
+                Ok(()) => {}
+                Err(error @ EngineError::BadFile { .. }) if find_all => {
+                    let mut bad = self.shared.bad.lock().map_err(|_| poisoned())?;
+                    if !bad.iter().any(|(file, _)| *file == slice.file) {
+                        bad.push((slice.file, error));
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn slice(&mut self, slice: Slice) -> Result<(), EngineError> {
+        let mut reader = self
+            .job
+            .scanner
+            .read(&self.job.files[slice.file], slice.row_group)?;
+        let runtime = self.job.session.handle().clone();
+        let rows = self.job.files[slice.file].row_groups[slice.row_group]
+            .rows
+            .max(1);
+        let mut told = 0;
+        while let Some(batch) = runtime.block_on(reader.next())? {
+            if self.job.stop.is_set() {
+                return Err(EngineError::Interrupted);
+            }
+            self.batch(slice.file, &mut reader, &batch)?;
+            // Bytes done, as the share of rows done.
+            let done = slice.bytes / rows * reader.rows_seen();
+            self.job
+                .progress
+                .advance(done - told, batch.num_rows() as u64);
+            told = done;
+        }
+        Ok(())
+    }
+
+    fn batch(
+        &mut self,
+        file: usize,
+        reader: &mut RowGroupReader,
+        batch: &arrow::record_batch::RecordBatch,
+    ) -> Result<(), EngineError> {
+        let column = reader.column.clone();
+        let Some(top) = batch.columns().first() else {
+            return Err(EngineError::Bug("a batch has no column".into()));
+        };
+        column
+            .rows(top, |row| self.row(file, row))
+            .map_err(|fault| match fault {
+                RowFault::NotUtf8(row) => reader.not_utf8(row, batch.num_rows()),
+                RowFault::Type(found) => reader.fault(format!("it decodes to type {found}")),
+                RowFault::Receiver(error) => error,
+            })
+    }
+
+    #[inline]
+    fn row(&mut self, file: usize, row: Row<'_>) -> Result<(), EngineError> {
+        let before = self.chunk.ids.len();
+        let ids = &mut self.chunk.ids;
+        match (&mut self.source, row) {
+            (_, Row::Null) => {}
+            (Source::Collect { builder, .. }, Row::Text(text)) => builder.push_row(text, ids)?,
+            (Source::Collect { builder, .. }, Row::Tokens(tokens)) => {
+                builder.push_tokens_row(tokens, ids)?
+            }
+            (Source::LookUp(look_up), Row::Text(text)) => look_up.encoder.push_row(text, ids)?,
+            (Source::LookUp(look_up), Row::Tokens(tokens)) => {
+                look_up.encoder.push_tokens_row(tokens, ids)?;
+            }
+        }
+        let tally = &mut self.files[file];
+        tally.rows += 1;
+        tally.tokens += (self.chunk.ids.len() - before) as u64;
+        if let Source::LookUp(look_up) = &mut self.source {
+            look_up.count(&self.chunk.ids[before..]);
+        }
+        if self.chunk.ids.len() > before {
+            self.chunk.row_ends.push(
+                u32::try_from(self.chunk.ids.len())
+                    .map_err(|_| EngineError::Bug("a chunk of tokens is beyond 32 bits".into()))?,
+            );
+        }
+        if self.chunk.ids.len() >= CHUNK_TOKENS {
+            self.hand_over()?;
+        }
+        Ok(())
+    }
+
+    fn hand_over(&mut self) -> Result<(), EngineError> {
+        let next = Chunk {
+            dictionary: self.chunk.dictionary,
+            ids: Vec::with_capacity(CHUNK_TOKENS + CHUNK_TOKENS / 16),
+            row_ends: Vec::new(),
+        };
+        let chunk = std::mem::replace(&mut self.chunk, next);
+        if !chunk.row_ends.is_empty() {
+            self.shared.tokens.push(chunk, self.job.budget.tokens)?;
+        }
+        if let Source::Collect { builder, .. } = &self.source
+            && builder.held_bytes() as u64 > self.job.budget.dictionary
+        {
+            let full = std::mem::replace(&mut self.source, collect(self.job, self.shared)?);
+            store(self.job, self.unit, self.shared, full, true)?;
+            self.begin_chunk();
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<WorkerResult, EngineError> {
+        self.hand_over()?;
+        match self.source {
+            source @ Source::Collect { .. } => {
+                store(self.job, self.unit, self.shared, source, false)?;
+                Ok(WorkerResult {
+                    files: self.files,
+                    tokens: Vec::new(),
+                    documents: Vec::new(),
+                })
+            }
+            Source::LookUp(look_up) => Ok(WorkerResult {
+                files: self.files,
+                tokens: look_up.tokens,
+                documents: look_up.documents,
+            }),
+        }
+    }
+}
+
+/// Puts a finished dictionary into its slot.
+fn store(
+    job: &ReadJob<'_>,
+    unit: &Unit,
+    shared: &Shared,
+    source: Source,
+    to_disk: bool,
+) -> Result<(), EngineError> {
+    let Source::Collect { builder, number } = source else {
+        return Ok(());
+    };
+    let dictionary = builder.finish();
+    let stored = if to_disk {
+        let name = format!("terms-{:05}-{number:03}", unit.number);
+        StoredDictionary::write(&dictionary, job.folder.join(name))?
+    } else {
+        StoredDictionary::Memory(dictionary)
+    };
+    let mut slots = shared.dictionaries.lock().map_err(|_| poisoned())?;
+    slots[number as usize] = Some(stored);
+    Ok(())
+}
+
+fn collect(job: &ReadJob<'_>, shared: &Shared) -> Result<Source, EngineError> {
+    let mut slots = shared.dictionaries.lock().map_err(|_| poisoned())?;
+    slots.push(None);
+    let number = u32::try_from(slots.len() - 1)
+        .map_err(|_| EngineError::Bug("too many dictionaries".into()))?;
+    Ok(Source::Collect {
+        builder: DictionaryBuilder::new(job.extractor),
+        number,
+    })
+}
+
+impl LookUp {
+    /// Tokens and documents of one row.
+    fn count(&mut self, ids: &[u32]) {
+        // Row numbers may come round after 2³² rows; a clear then keeps the stamps apart.
+        self.row = self.row.wrapping_add(1);
+        if self.row == 0 {
+            self.last_row.fill(0);
+            self.row = 1;
+        }
+        for &id in ids {
+            if id == OUT_OF_VOCABULARY {
+                continue;
+            }
+            let id = id as usize;
+            self.tokens[id] += 1;
+            if self.last_row[id] != self.row {
+                self.last_row[id] = self.row;
+                self.documents[id] += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! DataFusion's session as pmill sets it up: memory pool, temporary files, functions.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::GreedyMemoryPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::prelude::{SessionConfig, SessionContext};
+use tokio::runtime::{Handle, Runtime};
+
+use crate::error::EngineError;
+use crate::memory::ByteSize;
+
+/// A runtime and a DataFusion context that share one memory limit.
+pub struct Session {
+    runtime: Runtime,
+    context: SessionContext,
+}
+
+impl Session {
+    /// A session of `threads` threads within `limit` bytes; temporary files go to `scratch`, or to
+    /// the system's folder for them.
+    ///
+    /// # Errors
+    /// When the runtime cannot start or the folder cannot be used.
+    pub fn new(
+        threads: usize,
+        limit: ByteSize,
+        scratch: Option<&Path>,
+    ) -> Result<Self, EngineError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(threads.max(1))
+            .enable_all()
+            .build()
+            .map_err(|source| EngineError::Io {
+                action: "start",
+                path: "thread pool".into(),
+                source,
+            })?;
+        let pool = GreedyMemoryPool::new(usize::try_from(limit.0).unwrap_or(usize::MAX));
+        let disk = match scratch {
+            Some(folder) => DiskManagerMode::Directories(vec![folder.to_owned()]),
+            None => DiskManagerMode::OsTmpDirectory,
+        };
+        let environment = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(pool))
+            .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(disk))
+            .build_arc()
+            .map_err(query)?;
+        let mut config = SessionConfig::new()
+            .with_information_schema(true)
+            .with_target_partitions(threads.max(1));
+        // Identifiers as people type them: `TEXT` is the column TEXT only in double quotes, as in
+        // PostgreSQL; pmill's own names are all lower-case.
+        config.options_mut().execution.parquet.binary_as_string = true;
+        let context = SessionContext::new_with_config_rt(config, environment);
+        Ok(Self { runtime, context })
+    }
+
+    /// The context.
+    #[must_use]
+    pub fn context(&self) -> &SessionContext {
+        &self.context
+    }
+
+    /// The runtime, for threads outside it.
+    #[must_use]
+    pub fn handle(&self) -> &Handle {
+        self.runtime.handle()
+    }
+
+    /// Waits for a future, from a thread outside the runtime.
+    pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+}
+
+/// An engine error as the user's: queries and plans come from the user.
+pub(crate) fn query(error: datafusion::error::DataFusionError) -> EngineError {
+    EngineError::Query(error.strip_backtrace())
+}

@@ -1,0 +1,243 @@
+//! Writes the tables of a job: pairs from counted rows, vocabulary, sources.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int32Array, Int64Array, StringArray};
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use object_store::path::Path as ObjectPath;
+use pmill_count::{CountError, RowSink};
+use pmill_store::{
+    DataFile, JobName, StoreError, TableWriter, Warehouse, schema, table_properties,
+};
+use pmill_text::Vocabulary;
+use tokio::runtime::Handle;
+
+use crate::error::EngineError;
+
+/// Pairs that are handed to the Parquet writer at once.
+const BATCH_PAIRS: usize = 1 << 16;
+
+/// Where files of one table go.
+pub struct TableFolder<'a> {
+    warehouse: &'a Warehouse,
+    folder: ObjectPath,
+    local: Option<PathBuf>,
+    runtime: Handle,
+}
+
+impl<'a> TableFolder<'a> {
+    /// The folder of a job's table.
+    #[must_use]
+    pub fn new(warehouse: &'a Warehouse, job: &JobName, table: &str, runtime: &Handle) -> Self {
+        let (folder, local) = warehouse.table_folder(job, table);
+        Self {
+            warehouse,
+            folder,
+            local,
+            runtime: runtime.clone(),
+        }
+    }
+
+    /// Starts a file.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn create(
+        &self,
+        name: &str,
+        schema: &SchemaRef,
+        sorted: &[&str],
+    ) -> Result<TableWriter, StoreError> {
+        TableWriter::create(
+            self.warehouse.store(),
+            &self.folder,
+            self.local.clone(),
+            name,
+            schema.clone(),
+            table_properties(schema, sorted),
+            &self.runtime,
+        )
+    }
+
+    /// Writes a whole small table as one file.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(
+        &self,
+        name: &str,
+        schema: &SchemaRef,
+        sorted: &[&str],
+        columns: Vec<ArrayRef>,
+    ) -> Result<DataFile, EngineError> {
+        let batch = RecordBatch::try_new(schema.clone(), columns)
+            .map_err(|error| EngineError::Bug(error.to_string()))?;
+        let mut writer = self.create(name, schema, sorted)?;
+        writer.write(&batch)?;
+        Ok(writer.finish()?)
+    }
+}
+
+/// Writes counted rows as one file of `pairs`.
+pub struct PairsFile {
+    writer: TableWriter,
+    left: Vec<i32>,
+    right: Vec<i32>,
+    counts: Vec<i64>,
+    /// Pairs written.
+    pub pairs: u64,
+    /// Sum of their counts, in weight units.
+    pub units: u128,
+}
+
+impl PairsFile {
+    /// Starts the file.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn create(folder: &TableFolder<'_>, name: &str) -> Result<Self, EngineError> {
+        let writer = folder.create(name, &schema::PAIRS, &["left_id", "right_id"])?;
+        Ok(Self {
+            writer,
+            left: Vec::with_capacity(BATCH_PAIRS),
+            right: Vec::with_capacity(BATCH_PAIRS),
+            counts: Vec::with_capacity(BATCH_PAIRS),
+            pairs: 0,
+            units: 0,
+        })
+    }
+
+    fn flush(&mut self) -> Result<(), EngineError> {
+        let take = |values: &mut Vec<i32>| {
+            Int32Array::from(std::mem::replace(values, Vec::with_capacity(BATCH_PAIRS)))
+        };
+        let counts = std::mem::replace(&mut self.counts, Vec::with_capacity(BATCH_PAIRS));
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(take(&mut self.left)),
+            Arc::new(take(&mut self.right)),
+            Arc::new(Int64Array::from(counts)),
+        ];
+        let batch = RecordBatch::try_new(schema::PAIRS.clone(), columns)
+            .map_err(|error| EngineError::Bug(error.to_string()))?;
+        Ok(self.writer.write(&batch)?)
+    }
+
+    fn append(&mut self, left: u32, right: &[u32], counts: &[u64]) -> Result<(), EngineError> {
+        let id = |id: u32| i32::try_from(id).map_err(|_| too_large(left, u64::from(id)));
+        self.left
+            .extend(std::iter::repeat_n(id(left)?, right.len()));
+        for &right in right {
+            self.right.push(id(right)?);
+        }
+        for &count in counts {
+            self.counts
+                .push(i64::try_from(count).map_err(|_| too_large(left, count))?);
+            self.units += u128::from(count);
+        }
+        self.pairs += right.len() as u64;
+        if self.left.len() >= BATCH_PAIRS {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is left and closes the file.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn finish(mut self) -> Result<(DataFile, u64, u128), EngineError> {
+        if !self.left.is_empty() || self.pairs == 0 {
+            self.flush()?;
+        }
+        Ok((self.writer.finish()?, self.pairs, self.units))
+    }
+}
+
+fn too_large(left: u32, value: u64) -> EngineError {
+    EngineError::Setting(format!(
+        "{value} (in the row of id {left}) is beyond what a table can store (ids below 2^31, counts below 2^63)"
+    ))
+}
+
+impl RowSink for PairsFile {
+    fn row(&mut self, left: u32, right: &[u32], counts: &[u64]) -> Result<(), CountError> {
+        self.append(left, right, counts)
+            .map_err(|error| CountError::Sink {
+                left,
+                source: Box::new(error),
+            })
+    }
+}
+
+/// The engine error that a sink hid in a kernel error, as itself.
+#[must_use]
+pub fn unwrap_sink(error: CountError) -> EngineError {
+    match error {
+        CountError::Sink { left, source } => match source.downcast::<EngineError>() {
+            Ok(inner) => *inner,
+            Err(source) => EngineError::Count(CountError::Sink { left, source }),
+        },
+        other => EngineError::Count(other),
+    }
+}
+
+/// Columns of `vocab`.
+///
+/// # Errors
+/// When a count does not fit.
+pub fn vocab_columns(vocabulary: &Vocabulary) -> Result<Vec<ArrayRef>, EngineError> {
+    let size =
+        u32::try_from(vocabulary.len()).map_err(|_| too_large(0, vocabulary.len() as u64))?;
+    let count = |value: u64| i64::try_from(value).map_err(|_| too_large(0, value));
+    let ids = 0..size;
+    Ok(vec![
+        Arc::new(Int32Array::from(
+            ids.clone()
+                .map(|id| i32::try_from(id).map_err(|_| too_large(id, u64::from(id))))
+                .collect::<Result<Vec<_>, _>>()?,
+        )),
+        Arc::new(StringArray::from_iter_values(
+            ids.clone().map(|id| vocabulary.term(id)),
+        )),
+        Arc::new(Int64Array::from(
+            ids.clone()
+                .map(|id| count(vocabulary.tokens(id)))
+                .collect::<Result<Vec<_>, _>>()?,
+        )),
+        Arc::new(Int64Array::from(
+            ids.map(|id| count(vocabulary.documents(id)))
+                .collect::<Result<Vec<_>, _>>()?,
+        )),
+    ])
+}
+
+/// How many pairs one file of `pairs` is planned for, by the estimate of [`table_ranges`].
+const PAIRS_A_FILE: u64 = 16 << 20;
+
+/// Cuts the left ids into ranges, one table file each.
+///
+/// The cut depends on the vocabulary and the context only, so that the files are the same however
+/// the corpus was cut and however much memory there was. The estimate of a row's pairs is from
+/// above: every token meets `reach` others, and there are no more partners than ids.
+#[must_use]
+pub fn table_ranges(vocabulary: &Vocabulary, reach: u64) -> Vec<Range<u32>> {
+    let size = u32::try_from(vocabulary.len()).unwrap_or(u32::MAX);
+    let mut ranges = Vec::new();
+    let (mut start, mut pairs) = (0, 0_u64);
+    for id in 0..size {
+        let meetings = vocabulary.tokens(id).saturating_mul(reach);
+        pairs += meetings.min(u64::from(size - id));
+        if pairs >= PAIRS_A_FILE {
+            ranges.push(start..id + 1);
+            start = id + 1;
+            pairs = 0;
+        }
+    }
+    if start < size || ranges.is_empty() {
+        ranges.push(start..size);
+    }
+    ranges
+}

@@ -1,0 +1,69 @@
+//! Cuts the input into units: consecutive row groups of files, about one block of tokens each.
+//!
+//! A unit is what is done or not done: it has a number, its work depends on nothing but the plan,
+//! and its results carry its number. Sizes come from the footers, so one huge file becomes many
+//! units and a million small files become few.
+
+use serde::{Deserialize, Serialize};
+
+use crate::scan::CorpusFile;
+
+/// One row group to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slice {
+    /// Index of the file in the plan.
+    pub file: usize,
+    /// Index of the row group in the file.
+    pub row_group: usize,
+    /// Bytes of its text column, decompressed.
+    pub bytes: u64,
+}
+
+/// Slices that are counted together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unit {
+    /// Its number, from 0.
+    pub number: usize,
+    /// What it reads, in order.
+    pub slices: Vec<Slice>,
+}
+
+impl Unit {
+    /// Bytes of its text columns, decompressed.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.slices.iter().map(|slice| slice.bytes).sum()
+    }
+}
+
+/// Cuts `files` into units of about `unit_bytes`; a row group is never cut.
+#[must_use]
+pub fn plan(files: &[CorpusFile], unit_bytes: u64) -> Vec<Unit> {
+    let mut units: Vec<Unit> = Vec::new();
+    let (mut slices, mut held) = (Vec::new(), 0_u64);
+    for (file, corpus_file) in files.iter().enumerate() {
+        for (row_group, sizes) in corpus_file.row_groups.iter().enumerate() {
+            let bytes = sizes.uncompressed;
+            if held > 0 && held + bytes > unit_bytes {
+                units.push(Unit {
+                    number: units.len(),
+                    slices: std::mem::take(&mut slices),
+                });
+                held = 0;
+            }
+            slices.push(Slice {
+                file,
+                row_group,
+                bytes,
+            });
+            held += bytes;
+        }
+    }
+    if !slices.is_empty() {
+        units.push(Unit {
+            number: units.len(),
+            slices,
+        });
+    }
+    units
+}
