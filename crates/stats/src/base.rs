@@ -15,7 +15,7 @@ pub enum Base {
 }
 
 impl Base {
-    /// A base from a number: above 0, finite, not 1. `None` otherwise.
+    /// A base from a number: finite and above 1 (below 1 all signs would turn around). `None` otherwise.
     /// ```
     /// use pmill_stats::Base;
     /// assert_eq!(Base::new(2.0), Some(Base::Two));
@@ -31,7 +31,7 @@ impl Base {
         if base == 10.0 {
             return Some(Base::Ten);
         }
-        (base > 0.0 && base.is_finite() && base != 1.0).then_some(Base::Other(base))
+        (base > 1.0 && base.is_finite()).then_some(Base::Other(base))
     }
 
     /// The base's natural logarithm: what nats are divided by.
@@ -71,7 +71,7 @@ impl std::str::FromStr for Base {
                 function: "logarithm".to_owned(),
                 parameter: "base".to_owned(),
                 found: format!("`{text}`"),
-                expected: "`e` or a number above 0 that is not 1, such as 2 or 10".to_owned(),
+                expected: "`e` or a number above 1, such as 2 or 10".to_owned(),
             })
     }
 }

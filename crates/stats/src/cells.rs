@@ -57,7 +57,7 @@ pub(crate) struct FloatCells {
 /// `a·b` as an unevaluated sum of two floats (Dekker 1971, with Veltkamp's split; no FMA, which the baseline
 /// x86-64 target would call as a slow library function).
 #[inline(always)]
-fn two_product(a: f64, b: f64) -> (f64, f64) {
+pub(crate) fn two_product(a: f64, b: f64) -> (f64, f64) {
     const SPLITTER: f64 = 134_217_729.0; // 2^27 + 1
     let split = |v: f64| {
         let wide = SPLITTER * v;

@@ -4,7 +4,9 @@
 //! an infinite limit is `Some(±∞)`.
 
 use crate::cells::{Cells, FloatCells, WideCells};
-use crate::measures::{deviation, information, overlap};
+use crate::measures::fisher::{self, Alternative};
+use crate::measures::{deviation, information, interval, overlap};
+use crate::special::two_sided_z;
 
 /// Runs a measure on checked cells; NaN becomes `None`.
 fn checked<C: Cells>(cells: C, needs_neither: bool, measure: impl Fn(C) -> f64) -> Option<f64> {
@@ -170,4 +172,51 @@ pub fn pmi_u64(n_xy: u64, n_x: u64, n_y: u64, n: u64) -> Option<f64> {
 /// [`npmi`] of integers up to 2^64 − 1.
 pub fn npmi_u64(n_xy: u64, n_x: u64, n_y: u64, n: u64) -> Option<f64> {
     checked(WideCells { n_xy, n_x, n_y, n }, false, information::npmi)
+}
+
+/// The natural logarithm of the p-value of Fisher's exact test that the pair comes more often than by chance.
+/// `None` also for counts that are not whole.
+/// ```
+/// // Of the 70 tables with these margins one is as extreme.
+/// let ln_p = pmill_stats::ln_fisher_greater(4.0, 4.0, 4.0, 8.0).unwrap();
+/// assert!((ln_p + 70_f64.ln()).abs() < 1e-14);
+/// ```
+pub fn ln_fisher_greater(n_xy: f64, n_x: f64, n_y: f64, n: f64) -> Option<f64> {
+    checked(FloatCells { n_xy, n_x, n_y, n }, true, |cells| {
+        fisher::fisher_exact(cells, Alternative::Greater)
+    })
+}
+
+/// Variance of the PMI estimate in nats², for independent contexts: the delta method from `n_xy = 5` on, the variance of a
+/// Beta posterior below.
+/// ```
+/// // 1/8 − 1/16 − 1/16 + 2·8/(16·16) − 1/100
+/// assert!((pmill_stats::pmi_variance(8.0, 16.0, 16.0, 100.0).unwrap() - 0.0525).abs() < 1e-15);
+/// ```
+pub fn pmi_variance(n_xy: f64, n_x: f64, n_y: f64, n: f64) -> Option<f64> {
+    checked(
+        FloatCells { n_xy, n_x, n_y, n },
+        true,
+        interval::pmi_variance,
+    )
+}
+
+/// The confidence interval of the PMI in nats, for independent contexts and `0 < confidence < 1`. The lower end is −∞ for
+/// a pair that never meets. `None` also for a confidence outside its range.
+/// ```
+/// let (low, high) = pmill_stats::pmi_interval(40.0, 100.0, 100.0, 1000.0, 0.95).unwrap();
+/// assert!(low > 1.0 && low < 4_f64.ln() && high > 4_f64.ln() && high < 1.7);
+/// ```
+pub fn pmi_interval(n_xy: f64, n_x: f64, n_y: f64, n: f64, confidence: f64) -> Option<(f64, f64)> {
+    if !(confidence > 0.0 && confidence < 1.0) {
+        return None;
+    }
+    let (z, tail) = (two_sided_z(confidence), 0.5 * (1.0 - confidence));
+    let cells = FloatCells { n_xy, n_x, n_y, n };
+    let bound = |upper| {
+        checked(cells, true, |cells| {
+            interval::pmi_bound(cells, z, tail, upper)
+        })
+    };
+    Some((bound(false)?, bound(true)?))
 }

@@ -3,9 +3,11 @@
 use super::{Accepts, Default, Measure, Parameter, Values};
 use crate::block::{CountBlock, Measured};
 use crate::cells::Cells;
-use crate::measures::{deviation, information, overlap};
+use crate::measures::fisher::{self, Alternative};
+use crate::measures::{deviation, information, interval, overlap};
+use crate::special::two_sided_z;
 
-const BASE: Parameter = Parameter {
+pub(super) const BASE: Parameter = Parameter {
     name: "base",
     default: Default::Text("e"),
     accepts: Accepts::Base,
@@ -34,23 +36,46 @@ const UNIGRAM_SMOOTHING: Parameter = Parameter {
     help: "added to n_x and to n_y",
 };
 
-/// Makes a kernel: a function that computes the expression for each row of a block.
+/// Makes a kernel: a function that computes the expression for each row of a block, after the parameters were prepared
+/// once for the block.
 macro_rules! kernel {
-    ($neither:expr, |$cells:ident, $values:ident| $body:expr) => {{
-        struct Body<'a>(&'a Values);
-        impl Measured for Body<'_> {
+    ($neither:expr, |$cells:ident, $values:ident| $body:expr) => {
+        kernel!($neither, Values::clone, |$cells, $values| $body)
+    };
+    ($neither:expr, $prepare:expr, |$cells:ident, $values:ident| $body:expr) => {{
+        struct Body(Values);
+        impl Measured for Body {
             #[inline(always)]
             fn at<C: Cells>(&self, $cells: C) -> f64 {
-                let $values = self.0;
+                let $values = &self.0;
                 let _ = $values;
                 $body
             }
         }
         fn run(values: &Values, block: &CountBlock, out: &mut [f64]) {
-            block.apply($neither, out, Body(values));
+            block.apply($neither, out, Body($prepare(values)));
         }
         run
     }};
+}
+
+const CONFIDENCE: Parameter = Parameter {
+    name: "confidence",
+    default: Default::Number(0.95),
+    accepts: Accepts::Number {
+        min: 0.0,
+        max: 0.999_999_999,
+        above: true,
+    },
+    help: "share of intervals that hold the true value",
+};
+
+/// `[confidence, ln base]` becomes `[normal quantile, ln base, probability beyond each end]`.
+fn prepare_bound(values: &Values) -> Values {
+    let mut prepared = *values;
+    prepared[0] = two_sided_z(values[0]);
+    prepared[2] = 0.5 * (1.0 - values[0]);
+    prepared
 }
 
 const ANY_CONTEXT: &str = "";
@@ -93,11 +118,7 @@ pub static MEASURES: &[Measure] = &[
         parameters: &[BASE],
         needs_neither: false,
         event_space_note: ANY_CONTEXT,
-        kernel: kernel!(false, |cells, values| {
-            // A base below one turns signs around: the positive part is taken of what the user sees.
-            let scaled = information::pmi(cells) / values[0];
-            if scaled < 0.0 { 0.0 } else { scaled }
-        }),
+        kernel: kernel!(false, |cells, values| information::ppmi(cells) / values[0]),
     },
     Measure {
         name: "sppmi",
@@ -476,6 +497,67 @@ pub static MEASURES: &[Measure] = &[
         event_space_note: "gensim counts adjacent tokens: n_x and n_y are token counts, n is not used",
         kernel: kernel!(false, |cells, values| {
             overlap::gensim_default(cells, values[0], values[1])
+        }),
+    },
+    Measure {
+        name: "fisher_exact",
+        title: "Fisher's exact test: the natural logarithm of p, which does not vanish for strong pairs",
+        formula: "ln Σ P(table) over the tables of the same margins that are at least as extreme",
+        range: "−∞ … 0",
+        limits: "a margin of 0 or n: 0 (only one table); counts that are not whole: NULL",
+        source: "Fisher 1922; two-sided as in R and SciPy: all tables that are no more probable",
+        parameters: &[Parameter {
+            name: "alternative",
+            default: Default::Text("two-sided"),
+            accepts: Accepts::Word(fisher::ALTERNATIVES),
+            help: "'greater' asks whether the pair comes more often than by chance",
+        }],
+        needs_neither: true,
+        event_space_note: INDEPENDENT,
+        kernel: kernel!(true, |cells, values| {
+            fisher::fisher_exact(cells, Alternative::from_place(values[0]))
+        }),
+    },
+    Measure {
+        name: "pmi_variance",
+        title: "Variance of the PMI estimate, in nats²",
+        formula: "n_xy ≥ 5: 1/n_xy − 1/n_x − 1/n_y + 2·n_xy/(n_x·n_y) − 1/n; below: ψ′(n_xy + ½) − ψ′(n_min + 1) \
+                  + max(0, (2·n_xy/n_min − 1)/n_max − 1/n)",
+        range: "0 … 5",
+        limits: "n_xy = 0: the posterior's variance; n_x = 0 or n_y = 0: NULL",
+        source: "delta method on the multinomial; below 5 a Beta posterior under Jeffreys' prior",
+        parameters: &[],
+        needs_neither: true,
+        event_space_note: INDEPENDENT,
+        kernel: kernel!(true, |cells, values| interval::pmi_variance(cells)),
+    },
+    Measure {
+        name: "pmi_lower",
+        title: "Lower end of the confidence interval of the PMI",
+        formula: "n_xy ≥ 5: pmi − z·√pmi_variance; below: quantile of the Beta(n_xy + ½, n_min − n_xy + ½) posterior of \
+                  the share of the rarer one, widened by the variance of the other margin",
+        range: "−∞ … pmi",
+        limits: "n_xy = 0: −∞; n_x = 0 or n_y = 0: NULL",
+        source: "delta method; Brown, Cai & DasGupta 2001 (Jeffreys interval); Zou & Donner 2008 (combination)",
+        parameters: &[CONFIDENCE, BASE],
+        needs_neither: true,
+        event_space_note: INDEPENDENT,
+        kernel: kernel!(true, prepare_bound, |cells, values| {
+            interval::pmi_bound(cells, values[0], values[2], false) / values[1]
+        }),
+    },
+    Measure {
+        name: "pmi_upper",
+        title: "Upper end of the confidence interval of the PMI",
+        formula: "as pmi_lower, the other end",
+        range: "pmi … ∞",
+        limits: "n_xy = 0: finite, from the posterior; n_x = 0 or n_y = 0: NULL",
+        source: "as pmi_lower",
+        parameters: &[CONFIDENCE, BASE],
+        needs_neither: true,
+        event_space_note: INDEPENDENT,
+        kernel: kernel!(true, prepare_bound, |cells, values| {
+            interval::pmi_bound(cells, values[0], values[2], true) / values[1]
         }),
     },
 ];

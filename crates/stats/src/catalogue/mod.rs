@@ -1,13 +1,18 @@
 //! The one list of everything this crate offers in SQL: the reference page, `pmill functions`, the check of
 //! `pmill score --measure` and the registration all read it.
 
+mod aggregates;
 mod measures;
+mod others;
 
 use crate::StatsError;
 use crate::base::Base;
 use crate::block::CountBlock;
 
+pub use crate::estimators::{AggregateSpec, ColumnKind, ColumnSpec};
+pub use aggregates::AGGREGATES;
 pub use measures::MEASURES;
+pub use others::*;
 
 /// A parameter of a function after its counts or columns: a constant of the query.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,7 +41,7 @@ pub enum Default {
 /// The values that a parameter may have.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Accepts {
-    /// The base of a logarithm: a number above 0 that is not 1, or the text `e`.
+    /// The base of a logarithm: a number above 1, or the text `e`.
     Base,
     /// A finite number from `min` to `max`.
     Number {
@@ -52,7 +57,7 @@ pub enum Accepts {
 }
 
 /// The largest number of parameters that a measure has.
-pub(crate) const MOST_PARAMETERS: usize = 3;
+pub(crate) const MOST_PARAMETERS: usize = 5;
 
 /// Parameters that passed their check, as numbers: a base is its natural logarithm, a word its place in the list.
 pub(crate) type Values = [f64; MOST_PARAMETERS];
@@ -183,12 +188,7 @@ impl Measure {
 
     /// Checks the parameters (in order; missing ones at the end take their defaults) and turns them into numbers.
     pub(crate) fn values(&self, given: &[Given]) -> Result<Values, StatsError> {
-        let mut values = [f64::NAN; MOST_PARAMETERS];
-        for (index, parameter) in self.parameters.iter().enumerate() {
-            values[index] =
-                parameter.check(self.name, given.get(index).unwrap_or(&Given::Nothing))?;
-        }
-        Ok(values)
+        values_of(self.name, self.parameters, given)
     }
 
     /// Computes the measure for one pair, with parameters in order as SQL would take them.
@@ -243,6 +243,19 @@ impl Measure {
     }
 }
 
+/// Checks parameters (in order; missing ones at the end take their defaults) and turns them into numbers.
+pub(crate) fn values_of(
+    function: &str,
+    parameters: &[Parameter],
+    given: &[Given],
+) -> Result<Values, StatsError> {
+    let mut values = [f64::NAN; MOST_PARAMETERS];
+    for (index, parameter) in parameters.iter().enumerate() {
+        values[index] = parameter.check(function, given.get(index).unwrap_or(&Given::Nothing))?;
+    }
+    Ok(values)
+}
+
 /// The value of a parameter as it was given.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Given {
@@ -279,7 +292,7 @@ impl Parameter {
     /// What the parameter may be, in words.
     pub fn expected(&self) -> String {
         match self.accepts {
-            Accepts::Base => "'e' or a number above 0 that is not 1".to_owned(),
+            Accepts::Base => "'e' or a number above 1".to_owned(),
             Accepts::Number { min, max, above } => {
                 let low = if above {
                     format!("above {min}")

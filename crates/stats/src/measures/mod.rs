@@ -5,7 +5,9 @@
 //! from independence, [`fisher`] the exact test and [`interval`] the uncertainty of a PMI.
 
 pub(crate) mod deviation;
+pub(crate) mod fisher;
 pub(crate) mod information;
+pub(crate) mod interval;
 pub(crate) mod overlap;
 
 use crate::cells::Cells;

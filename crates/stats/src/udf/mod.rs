@@ -1,7 +1,10 @@
 //! The functions as DataFusion sees them.
 
+mod aggregate;
 mod constant;
 mod measure;
+mod others;
+mod window;
 
 use std::sync::Arc;
 
@@ -9,24 +12,28 @@ use datafusion_common::Result;
 use datafusion_expr::registry::FunctionRegistry;
 use datafusion_expr::{AggregateUDF, ScalarUDF, WindowUDF};
 
-/// Every scalar function: one for each of [`crate::measures`], and `count_problem`.
+/// Every scalar function: one for each of [`crate::measures`], and the scalar ones of [`crate::catalogue::OTHERS`].
 pub fn all_scalar_functions() -> Vec<ScalarUDF> {
     let mut functions: Vec<ScalarUDF> = crate::measures()
         .iter()
         .map(|measure| ScalarUDF::from(measure::MeasureUdf::new(measure)))
         .collect();
     functions.push(ScalarUDF::from(measure::CountProblem::new()));
+    functions.extend(others::all().into_iter().map(ScalarUDF::from));
     functions
 }
 
 /// Every aggregate function.
 pub fn all_aggregate_functions() -> Vec<AggregateUDF> {
-    Vec::new()
+    let specs = crate::catalogue::AGGREGATES.iter();
+    specs
+        .map(|spec| AggregateUDF::from(aggregate::SpecUdaf::new(spec)))
+        .collect()
 }
 
 /// Every window function.
 pub fn all_window_functions() -> Vec<WindowUDF> {
-    Vec::new()
+    vec![WindowUDF::from(window::BenjaminiHochberg::new())]
 }
 
 /// Registers everything with a session. A function of the same name that was there before is replaced.
