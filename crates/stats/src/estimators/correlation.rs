@@ -1,0 +1,555 @@
+//! Correlations and evaluation curves of two columns of numbers.
+//!
+//! [`Pearson`] keeps six exact sums. The others keep all pairs (16 bytes each) and sort them at the end, so that neither
+//! the order of the rows nor a bootstrap with a seed depends on how the rows were split.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Float64Array, ListArray, StructArray, UInt64Array};
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::{DataType, Field, Fields};
+use datafusion_common::{Result, ScalarValue};
+
+use super::{Estimator, float_result, floats};
+use crate::catalogue::Values;
+use crate::codec::{Reader, Writer};
+use crate::exact_sum::ExactSum;
+use crate::random::{Stream, mix};
+
+/// Numbers of these sizes (and 0) can be squared and added without leaving f64.
+fn usable(value: f64) -> bool {
+    value == 0.0 || (1e-140..=1e140).contains(&value.abs())
+}
+
+/// Pearson's r by exact sums; point-biserial is the same with a column of 0 and 1.
+#[derive(Debug, Default)]
+pub(crate) struct Pearson {
+    /// Whether x must be 0 or 1.
+    flags: bool,
+    rows: u64,
+    x: ExactSum,
+    y: ExactSum,
+    xx: ExactSum,
+    yy: ExactSum,
+    xy: ExactSum,
+    outside: bool,
+}
+
+impl Pearson {
+    pub(crate) fn make(_: &Values) -> Box<dyn Estimator> {
+        Box::new(Pearson::default())
+    }
+
+    pub(crate) fn point_biserial(_: &Values) -> Box<dyn Estimator> {
+        Box::new(Pearson {
+            flags: true,
+            ..Pearson::default()
+        })
+    }
+
+    fn sums(&mut self) -> [&mut ExactSum; 5] {
+        [
+            &mut self.x,
+            &mut self.y,
+            &mut self.xx,
+            &mut self.yy,
+            &mut self.xy,
+        ]
+    }
+
+    fn value(&self) -> f64 {
+        if self.outside || self.rows < 2 {
+            return f64::NAN;
+        }
+        // n² times the (co)variances, each a difference of two numbers of 106 bits.
+        let xx = self.scatter(&self.xx, &self.x, &self.x);
+        let yy = self.scatter(&self.yy, &self.y, &self.y);
+        let xy = self.scatter(&self.xy, &self.x, &self.y);
+        if xx <= 0.0 || yy <= 0.0 {
+            return f64::NAN;
+        }
+        (xy / (xx.sqrt() * yy.sqrt())).clamp(-1.0, 1.0)
+    }
+
+    /// `n Σab − Σa Σb`, in doubled precision.
+    fn scatter(&self, product: &ExactSum, a: &ExactSum, b: &ExactSum) -> f64 {
+        let two_product = crate::cells::two_product;
+        let n = self.rows as f64;
+        let (p_high, p_low) = product.parts();
+        let (a_high, a_low) = a.parts();
+        let (b_high, b_low) = b.parts();
+        let (left, left_error) = two_product(n, p_high);
+        let (right, right_error) = two_product(a_high, b_high);
+        let low = (left_error + n * p_low) - (right_error + (a_high * b_low + a_low * b_high));
+        (left - right) + low
+    }
+}
+
+impl Estimator for Pearson {
+    fn update(&mut self, columns: &[ArrayRef]) -> Result<()> {
+        for (x, y) in floats(&columns[0]).iter().zip(floats(&columns[1])) {
+            let fits = usable(*x) && usable(*y) && (!self.flags || *x == 0.0 || *x == 1.0);
+            if !fits {
+                self.outside = true;
+                continue;
+            }
+            self.rows += 1;
+            self.x.add(*x);
+            self.y.add(*y);
+            self.xx.add_product(*x, *x);
+            self.yy.add_product(*y, *y);
+            self.xy.add_product(*x, *y);
+        }
+        Ok(())
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.u64(self.outside.into());
+        out.u64(self.rows);
+        [&self.x, &self.y, &self.xx, &self.yy, &self.xy]
+            .into_iter()
+            .for_each(|sum| sum.encode(&mut out));
+        out.bytes
+    }
+
+    fn merge(&mut self, state: &[u8]) -> Option<()> {
+        let mut input = Reader::new(state);
+        self.outside |= input.u64()? != 0;
+        self.rows += input.u64()?;
+        for sum in self.sums() {
+            sum.merge(&ExactSum::decode(&mut input)?);
+        }
+        Some(())
+    }
+
+    fn evaluate(&self) -> Result<ScalarValue> {
+        Ok(float_result(self.value()))
+    }
+
+    fn held_bytes(&self) -> usize {
+        0
+    }
+}
+
+/// All pairs of a group, and the statistic that ends them.
+pub(crate) struct Pairs {
+    x: Vec<f64>,
+    y: Vec<f64>,
+    outside: bool,
+    values: Values,
+    finish: fn(&Sorted, &Values) -> Result<ScalarValue>,
+    nothing: ScalarValue,
+}
+
+impl std::fmt::Debug for Pairs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pairs")
+            .field("rows", &self.x.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Pairs in rising order of x; equal x in an order that has nothing to do with y's size, so that cutting through ties
+/// makes no correlation.
+pub(crate) struct Sorted {
+    x: Vec<f64>,
+    y: Vec<f64>,
+    /// Places in rising order of y.
+    by_y: Vec<u32>,
+}
+
+impl Sorted {
+    fn new(x: &[f64], y: &[f64]) -> Sorted {
+        let mut order: Vec<usize> = (0..x.len()).collect();
+        let tie = |place: &usize| mix(y[*place].to_bits());
+        order.sort_unstable_by(|a, b| x[*a].total_cmp(&x[*b]).then(tie(a).cmp(&tie(b))));
+        let x: Vec<f64> = order.iter().map(|place| x[*place]).collect();
+        let y: Vec<f64> = order.iter().map(|place| y[*place]).collect();
+        let mut by_y: Vec<u32> = (0..x.len() as u32).collect();
+        by_y.sort_unstable_by(|a, b| y[*a as usize].total_cmp(&y[*b as usize]).then(a.cmp(b)));
+        Sorted { x, y, by_y }
+    }
+}
+
+/// A statistic of sorted pairs, each taken `weights[i]` times; NaN for no value.
+type Statistic = fn(&Sorted, &[u32], &Values) -> f64;
+
+/// Places of bootstrap_ci's parameters.
+const STATISTIC: usize = 0;
+const CONFIDENCE: usize = 1;
+const REPLICATES: usize = 2;
+const SEED: usize = 3;
+const CUT: usize = 4;
+
+/// The words of bootstrap_ci's first parameter, in the order of [`statistic`].
+pub(crate) const STATISTICS: &[&str] = &["pearson", "spearman", "binned_pearson", "gap"];
+
+fn statistic(place: f64) -> Statistic {
+    match place as usize {
+        1 => |pairs, weights, _| spearman(pairs, weights),
+        2 => |pairs, weights, values| binned_pearson(pairs, weights, bins(values)),
+        3 => |pairs, weights, values| gap(pairs, weights, fraction(values)),
+        _ => |pairs, weights, _| pearson(&pairs.x, &pairs.y, weights),
+    }
+}
+
+/// `cut` is the number of bins from 1 on and a share below.
+fn bins(values: &Values) -> usize {
+    if values[CUT] >= 1.0 {
+        values[CUT] as usize
+    } else {
+        20
+    }
+}
+
+fn fraction(values: &Values) -> f64 {
+    if values[CUT] > 0.0 && values[CUT] <= 0.5 {
+        values[CUT]
+    } else {
+        0.05
+    }
+}
+
+fn pearson(x: &[f64], y: &[f64], weights: &[u32]) -> f64 {
+    let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+    let mean = |values: &[f64]| {
+        values
+            .iter()
+            .zip(weights)
+            .map(|(v, w)| v * f64::from(*w))
+            .sum::<f64>()
+            / total
+    };
+    let (mean_x, mean_y) = (mean(x), mean(y));
+    let (mut xx, mut yy, mut xy) = (0.0, 0.0, 0.0);
+    for ((x, y), weight) in x.iter().zip(y).zip(weights) {
+        let (dx, dy, weight) = (x - mean_x, y - mean_y, f64::from(*weight));
+        xx += weight * dx * dx;
+        yy += weight * dy * dy;
+        xy += weight * dx * dy;
+    }
+    if xx <= 0.0 || yy <= 0.0 {
+        return f64::NAN;
+    }
+    (xy / (xx.sqrt() * yy.sqrt())).clamp(-1.0, 1.0)
+}
+
+/// Mean ranks (ties share theirs) of values in the given order, each counted `weights` times.
+fn ranks(values: &[f64], order: impl Iterator<Item = usize>, weights: &[u32]) -> Vec<f64> {
+    let mut ranks = vec![0.0; values.len()];
+    let mut ties: Vec<usize> = Vec::new();
+    let mut before = 0.0;
+    let mut settle = |ties: &mut Vec<usize>| {
+        let size: f64 = ties.iter().map(|place| f64::from(weights[*place])).sum();
+        for place in ties.drain(..) {
+            ranks[place] = before + (size + 1.0) / 2.0;
+        }
+        before += size;
+    };
+    for place in order {
+        if ties
+            .last()
+            .is_some_and(|last| values[*last] != values[place])
+        {
+            settle(&mut ties);
+        }
+        ties.push(place);
+    }
+    settle(&mut ties);
+    ranks
+}
+
+/// Spearman 1904: Pearson's r of the mean ranks.
+fn spearman(pairs: &Sorted, weights: &[u32]) -> f64 {
+    let x = ranks(&pairs.x, 0..pairs.x.len(), weights);
+    let y = ranks(
+        &pairs.y,
+        pairs.by_y.iter().map(|place| *place as usize),
+        weights,
+    );
+    pearson(&x, &y, weights)
+}
+
+/// One of equally large bins along x.
+#[derive(Debug, Default, Clone)]
+struct Bin {
+    rows: u64,
+    x_min: f64,
+    x_max: f64,
+    x_sum: f64,
+    y_sum: f64,
+}
+
+/// SQL's ntile along x: the first bins are one larger when the rows do not divide.
+fn ntiles(pairs: &Sorted, weights: &[u32], bins: usize) -> Vec<Bin> {
+    let total: usize = weights.iter().map(|weight| *weight as usize).sum();
+    let bins = bins.min(total);
+    let mut filled: Vec<Bin> = Vec::with_capacity(bins);
+    let size = |bin: usize| total / bins + usize::from(bin < total % bins);
+    let mut bin = Bin::default();
+    for ((x, y), weight) in pairs.x.iter().zip(&pairs.y).zip(weights) {
+        let mut left = *weight as usize;
+        while left > 0 {
+            let room = size(filled.len()) - bin.rows as usize;
+            let taken = left.min(room);
+            if bin.rows == 0 {
+                bin.x_min = *x;
+            }
+            bin.rows += taken as u64;
+            bin.x_max = *x;
+            bin.x_sum += *x * taken as f64;
+            bin.y_sum += *y * taken as f64;
+            left -= taken;
+            if taken == room {
+                filled.push(std::mem::take(&mut bin));
+            }
+        }
+    }
+    filled
+}
+
+/// Pearson's r of the bins' means.
+fn binned_pearson(pairs: &Sorted, weights: &[u32], bins: usize) -> f64 {
+    let tiles = ntiles(pairs, weights, bins);
+    let mean = |sum: fn(&Bin) -> f64| -> Vec<f64> {
+        tiles.iter().map(|bin| sum(bin) / bin.rows as f64).collect()
+    };
+    pearson(
+        &mean(|bin| bin.x_sum),
+        &mean(|bin| bin.y_sum),
+        &vec![1; tiles.len()],
+    )
+}
+
+/// Mean of y in the top share of x minus that in the bottom share (at least one row each).
+fn gap(pairs: &Sorted, weights: &[u32], fraction: f64) -> f64 {
+    let total: usize = weights.iter().map(|weight| *weight as usize).sum();
+    let size = ((total as f64 * fraction) as usize).max(1);
+    let end_mean = |places: &mut dyn Iterator<Item = usize>| {
+        let (mut left, mut sum) = (size, 0.0);
+        for place in places {
+            let taken = left.min(weights[place] as usize);
+            sum += pairs.y[place] * taken as f64;
+            left -= taken;
+            if left == 0 {
+                break;
+            }
+        }
+        sum / size as f64
+    };
+    end_mean(&mut (0..pairs.x.len()).rev()) - end_mean(&mut (0..pairs.x.len()))
+}
+
+/// Linear interpolation between order statistics.
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let place = share * (sorted.len() - 1) as f64;
+    let low = place.floor() as usize;
+    let high = (low + 1).min(sorted.len() - 1);
+    sorted[low] + (sorted[high] - sorted[low]) * (place - low as f64)
+}
+
+fn interval_fields() -> Fields {
+    ["estimate", "lower", "upper"]
+        .map(|name| Field::new(name, DataType::Float64, true))
+        .to_vec()
+        .into()
+}
+
+pub(crate) fn interval_type() -> DataType {
+    DataType::Struct(interval_fields())
+}
+
+fn tile_fields() -> Fields {
+    let mut fields = vec![
+        Field::new("bin", DataType::UInt64, false),
+        Field::new("rows", DataType::UInt64, false),
+    ];
+    for name in ["x_min", "x_max", "x_mean", "y_mean"] {
+        fields.push(Field::new(name, DataType::Float64, false));
+    }
+    fields.into()
+}
+
+pub(crate) fn tiles_type() -> DataType {
+    DataType::List(Arc::new(Field::new_list_field(
+        DataType::Struct(tile_fields()),
+        true,
+    )))
+}
+
+fn bootstrap(pairs: &Sorted, values: &Values) -> Result<ScalarValue> {
+    let statistic = statistic(values[STATISTIC]);
+    let rows = pairs.x.len();
+    let estimate = statistic(pairs, &vec![1; rows], values);
+    let replicates = values[REPLICATES] as u64;
+    let mut found = Vec::with_capacity(replicates as usize);
+    let mut weights = vec![0_u32; rows];
+    for replicate in 0..replicates {
+        let mut stream = Stream::new(values[SEED] as u64, replicate);
+        weights.fill(0);
+        for _ in 0..rows {
+            weights[stream.below(rows)] += 1;
+        }
+        let value = statistic(pairs, &weights, values);
+        if !value.is_nan() {
+            found.push(value);
+        }
+    }
+    found.sort_unstable_by(f64::total_cmp);
+    // A statistic that is mostly undefined under resampling has no interval.
+    let enough = found.len() as u64 * 2 > replicates && !estimate.is_nan();
+    let tail = 0.5 * (1.0 - values[CONFIDENCE]);
+    let (lower, upper) = if enough {
+        (quantile(&found, tail), quantile(&found, 1.0 - tail))
+    } else {
+        (f64::NAN, f64::NAN)
+    };
+    let columns = [estimate, lower, upper].map(|value| {
+        Arc::new(Float64Array::from(vec![(!value.is_nan()).then_some(value)])) as ArrayRef
+    });
+    Ok(ScalarValue::Struct(Arc::new(StructArray::new(
+        interval_fields(),
+        columns.to_vec(),
+        None,
+    ))))
+}
+
+fn tile_summary(pairs: &Sorted, values: &Values) -> Result<ScalarValue> {
+    let tiles = ntiles(pairs, &vec![1; pairs.x.len()], values[0] as usize);
+    let numbers = |of: fn(&Bin) -> f64| -> ArrayRef {
+        Arc::new(Float64Array::from_iter_values(tiles.iter().map(of)))
+    };
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(UInt64Array::from_iter_values(1..=tiles.len() as u64)),
+        Arc::new(UInt64Array::from_iter_values(
+            tiles.iter().map(|bin| bin.rows),
+        )),
+        numbers(|bin| bin.x_min),
+        numbers(|bin| bin.x_max),
+        numbers(|bin| bin.x_sum / bin.rows as f64),
+        numbers(|bin| bin.y_sum / bin.rows as f64),
+    ];
+    let rows = StructArray::new(tile_fields(), columns, None);
+    let field = Arc::new(Field::new_list_field(DataType::Struct(tile_fields()), true));
+    let offsets = OffsetBuffer::from_lengths([tiles.len()]);
+    Ok(ScalarValue::List(Arc::new(ListArray::new(
+        field,
+        offsets,
+        Arc::new(rows),
+        None,
+    ))))
+}
+
+impl Pairs {
+    fn boxed(
+        values: &Values,
+        returns: &DataType,
+        finish: fn(&Sorted, &Values) -> Result<ScalarValue>,
+    ) -> Box<dyn Estimator> {
+        let nothing = ScalarValue::try_from(returns).unwrap_or(ScalarValue::Null);
+        Box::new(Pairs {
+            x: Vec::new(),
+            y: Vec::new(),
+            outside: false,
+            values: *values,
+            finish,
+            nothing,
+        })
+    }
+
+    pub(crate) fn spearman(values: &Values) -> Box<dyn Estimator> {
+        Pairs::boxed(values, &DataType::Float64, |pairs, _| {
+            Ok(float_result(spearman(pairs, &vec![1; pairs.x.len()])))
+        })
+    }
+
+    pub(crate) fn bootstrap_ci(values: &Values) -> Box<dyn Estimator> {
+        Pairs::boxed(values, &interval_type(), bootstrap)
+    }
+
+    pub(crate) fn ntile_summary(values: &Values) -> Box<dyn Estimator> {
+        Pairs::boxed(values, &tiles_type(), tile_summary)
+    }
+}
+
+impl Estimator for Pairs {
+    fn update(&mut self, columns: &[ArrayRef]) -> Result<()> {
+        for (x, y) in floats(&columns[0]).iter().zip(floats(&columns[1])) {
+            if usable(*x) && usable(*y) {
+                // Plus zero turns −0 into 0, which would sort elsewhere.
+                self.x.push(x + 0.0);
+                self.y.push(y + 0.0);
+            } else {
+                self.outside = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.u64(self.outside.into());
+        out.f64s(&self.x);
+        out.f64s(&self.y);
+        out.bytes
+    }
+
+    fn merge(&mut self, state: &[u8]) -> Option<()> {
+        let mut input = Reader::new(state);
+        self.outside |= input.u64()? != 0;
+        let (x, y) = (input.f64s()?, input.f64s()?);
+        if x.len() != y.len() {
+            return None;
+        }
+        self.x.extend(x);
+        self.y.extend(y);
+        Some(())
+    }
+
+    fn evaluate(&self) -> Result<ScalarValue> {
+        if self.outside || self.x.is_empty() {
+            return Ok(self.nothing.clone());
+        }
+        if u32::try_from(self.x.len()).is_err() {
+            return datafusion_common::exec_err!(
+                "more than 2^32 rows in one group: aggregate or sample first"
+            );
+        }
+        (self.finish)(&Sorted::new(&self.x, &self.y), &self.values)
+    }
+
+    fn held_bytes(&self) -> usize {
+        (self.x.capacity() + self.y.capacity()) * 8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ties_share_their_mean_rank() {
+        let values = [1.0, 2.0, 2.0, 5.0];
+        assert_eq!(ranks(&values, 0..4, &[1, 1, 1, 1]), [1.0, 2.5, 2.5, 4.0]);
+        // Taken twice, the first fills ranks 1 and 2.
+        assert_eq!(ranks(&values, 0..4, &[2, 1, 0, 1]), [1.5, 3.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn ntiles_are_those_of_sql() {
+        let x: Vec<f64> = (0..10).map(f64::from).collect();
+        let tiles = ntiles(&Sorted::new(&x, &x), &[1; 10], 3);
+        let sizes: Vec<u64> = tiles.iter().map(|bin| bin.rows).collect();
+        assert_eq!(sizes, [4, 3, 3]);
+        assert_eq!((tiles[1].x_min, tiles[1].x_max), (4.0, 6.0));
+    }
+
+    #[test]
+    fn the_gap_is_top_minus_bottom() {
+        let x: Vec<f64> = (0..100).map(f64::from).collect();
+        let y: Vec<f64> = x.iter().map(|v| v * 2.0).collect();
+        // Tops 95..99 (mean 97), bottoms 0..4 (mean 2), doubled.
+        assert_eq!(gap(&Sorted::new(&x, &y), &[1; 100], 0.05), 190.0);
+    }
+}
