@@ -11,19 +11,23 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod budget;
+pub mod catalog;
 pub mod column;
 pub mod counting;
 pub mod dictionaries;
 pub mod error;
 pub mod input;
+pub mod inspect;
 pub mod job;
 pub mod memory;
 pub mod progress;
 pub mod read;
 pub mod scan;
+pub mod score;
 pub mod session;
 pub mod settings;
 pub mod sources;
+pub mod sql;
 pub mod tables;
 pub mod tokens;
 pub mod units;
@@ -33,3 +37,8 @@ pub mod workers;
 
 pub use error::{EngineError, FileFault, Kind};
 pub use pmill_store as store;
+pub use pmill_text as text;
+/// The kernel's settings.
+pub mod count_settings {
+    pub use pmill_count::{OutOfVocabulary, Side, Weight};
+}

@@ -51,11 +51,17 @@ impl Session {
         let mut config = SessionConfig::new()
             .with_information_schema(true)
             .with_target_partitions(threads.max(1));
-        // Identifiers as people type them: `TEXT` is the column TEXT only in double quotes, as in
-        // PostgreSQL; pmill's own names are all lower-case.
+        // Old writers mark text as plain bytes.
         config.options_mut().execution.parquet.binary_as_string = true;
-        let context = SessionContext::new_with_config_rt(config, environment);
+        let mut context = SessionContext::new_with_config_rt(config, environment);
+        pmill_stats::register_all(&mut context).map_err(query)?;
         Ok(Self { runtime, context })
+    }
+
+    /// Lets queries name files in `FROM`.
+    #[must_use]
+    pub fn with_file_tables(self) -> Self {
+        Self { runtime: self.runtime, context: self.context.enable_url_table() }
     }
 
     /// The context.

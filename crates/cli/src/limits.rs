@@ -1,0 +1,54 @@
+//! Flags that every command takes, and what they come to.
+
+use clap::Args;
+use pmill_engine::memory::{ByteSize, default_limit};
+
+/// Flags of every command.
+#[derive(Args, Debug, Clone)]
+pub struct Global {
+    /// Most memory for the process, as 512MiB or 4GiB [default: half of what there is]
+    #[arg(long, global = true, value_name = "SIZE", env = "PMILL_MEMORY_LIMIT")]
+    pub memory_limit: Option<ByteSize>,
+    /// Threads [default: all cores]
+    #[arg(long, global = true, value_name = "N", env = "PMILL_THREADS")]
+    pub threads: Option<std::num::NonZeroUsize>,
+    /// Print one JSON object on stdout
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print no progress and no summary
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Log what happens, to stderr; -vv for more
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+impl Global {
+    /// The memory limit.
+    pub fn memory_limit(&self) -> ByteSize {
+        self.memory_limit.unwrap_or_else(default_limit)
+    }
+
+    /// The number of threads.
+    pub fn threads(&self) -> usize {
+        self.threads.map_or_else(
+            || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            std::num::NonZero::get,
+        )
+    }
+
+    /// Logs go to stderr, as fields.
+    pub fn start_logging(&self) {
+        let level = match self.verbose {
+            0 => "error",
+            1 => "pmill=info,pmill_engine=info,pmill_store=info,warn",
+            _ => "debug",
+        };
+        let filter = tracing_subscriber::EnvFilter::try_from_env("PMILL_LOG")
+            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .init();
+    }
+}

@@ -1,0 +1,123 @@
+//! A warehouse as SQL sees it: each job is a schema with the tables `vocab`, `pairs`, `sources`
+//! and, once scored, `pmi`. A job is opened when a query first names it, and stays at that
+//! version for the life of the catalog: one query, one version.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::catalog::{CatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider};
+use datafusion::error::{DataFusionError, Result};
+use datafusion::prelude::SessionContext;
+use pmill_store::{Job, JobName, Warehouse};
+use tokio::sync::OnceCell;
+
+use crate::error::EngineError;
+
+/// Makes the jobs of a warehouse the schemas of the session's default catalog.
+///
+/// # Errors
+/// When the warehouse cannot be listed.
+pub async fn register(context: &SessionContext, warehouse: &Warehouse) -> Result<(), EngineError> {
+    let jobs = warehouse
+        .jobs()
+        .await?
+        .into_iter()
+        .map(|name| {
+            let schema = JobSchema { warehouse: warehouse.clone(), name: name.clone(), job: OnceCell::new() };
+            (name, Arc::new(schema))
+        })
+        .collect();
+    let name = context.copied_config().options().catalog.default_catalog.clone();
+    context.register_catalog(
+        name,
+        Arc::new(WarehouseCatalog { jobs, public: Arc::new(MemorySchemaProvider::new()) }),
+    );
+    Ok(())
+}
+
+#[derive(Debug)]
+struct WarehouseCatalog {
+    jobs: Vec<(JobName, Arc<JobSchema>)>,
+    public: Arc<MemorySchemaProvider>,
+}
+
+const PUBLIC: &str = "public";
+
+impl CatalogProvider for WarehouseCatalog {
+    fn schema_names(&self) -> Vec<String> {
+        self.jobs
+            .iter()
+            .map(|(name, _)| name.to_string())
+            .chain([PUBLIC.to_owned()])
+            .collect()
+    }
+
+    fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
+        if name == PUBLIC {
+            return Some(self.public.clone());
+        }
+        let (_, schema) = self.jobs.iter().find(|(job, _)| job.as_str() == name)?;
+        Some(schema.clone())
+    }
+}
+
+#[derive(Debug)]
+struct JobSchema {
+    warehouse: Warehouse,
+    name: JobName,
+    job: OnceCell<Job>,
+}
+
+impl JobSchema {
+    async fn job(&self) -> Result<&Job> {
+        self.job
+            .get_or_try_init(|| Job::open_existing(&self.warehouse, &self.name))
+            .await
+            .map_err(|error| DataFusionError::External(Box::new(error)))
+    }
+}
+
+#[async_trait]
+impl SchemaProvider for JobSchema {
+    fn table_names(&self) -> Vec<String> {
+        let scored = self.table_exist("pmi");
+        ["pairs", "pmi", "sources", "vocab"]
+            .into_iter()
+            .filter(|name| *name != "pmi" || scored)
+            .map(str::to_owned)
+            .collect()
+    }
+
+    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        let job = self.job().await?;
+        let state = match name {
+            "vocab" => &job.vocab,
+            "pairs" => &job.pairs,
+            "sources" => &job.sources,
+            "pmi" => match &job.pmi {
+                Some(pmi) => pmi,
+                None => return Ok(None),
+            },
+            _ => return Ok(None),
+        };
+        let provider = state
+            .provider()
+            .await
+            .map_err(|error| DataFusionError::External(Box::new(error)))?;
+        Ok(Some(provider))
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        match name {
+            "vocab" | "pairs" | "sources" => true,
+            "pmi" => match self.job.get() {
+                Some(job) => job.pmi.is_some(),
+                None => {
+                    let (_, local) = self.warehouse.table_folder(&self.name, "pmi");
+                    local.is_none_or(|path| path.join("_delta_log").exists())
+                }
+            },
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What a warehouse holds, for people and programs.
+
+use std::fmt;
+
+use pmill_store::{Job, JobName, TableState, Warehouse};
+use serde::Serialize;
+
+use crate::error::EngineError;
+use crate::job::{Facts, parse};
+use crate::memory::{ByteSize, default_limit};
+use crate::score::RecordedScore;
+use crate::session::Session;
+use crate::settings::RecordedSettings;
+use crate::sources;
+
+/// One table of a job.
+#[derive(Debug, Clone, Serialize)]
+pub struct TableReport {
+    /// Its name.
+    pub table: &'static str,
+    /// Version of the commit.
+    pub version: u64,
+    /// Files.
+    pub files: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Rows.
+    pub rows: u64,
+}
+
+/// One job.
+#[derive(Debug, Clone, Serialize)]
+pub struct JobReport {
+    /// Its name.
+    pub job: String,
+    /// Its tables.
+    pub tables: Vec<TableReport>,
+    /// What counting found.
+    pub facts: Facts,
+    /// Settings of the count.
+    pub settings: RecordedSettings,
+    /// Settings of the scores.
+    pub score: Option<RecordedScore>,
+    /// Whether the scores are of an older version of the pairs.
+    pub score_is_stale: bool,
+    /// Files counted.
+    pub sources_counted: u64,
+    /// Files skipped, with the reason.
+    pub sources_skipped: Vec<String>,
+}
+
+/// What was asked for.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum Report {
+    /// All jobs by name.
+    Jobs {
+        /// Names.
+        jobs: Vec<String>,
+    },
+    /// One job.
+    Job(Box<JobReport>),
+}
+
+/// Looks at a warehouse, or at one job in it.
+///
+/// # Errors
+/// When it cannot be read or the job does not exist.
+pub fn inspect(warehouse: &str, name: Option<&str>) -> Result<Report, EngineError> {
+    let warehouse = Warehouse::open(warehouse)?;
+    let session = Session::new(1, default_limit(), None)?;
+    let Some(name) = name else {
+        let jobs = session.wait(warehouse.jobs())?;
+        return Ok(Report::Jobs { jobs: jobs.iter().map(ToString::to_string).collect() });
+    };
+    let job = session.wait(Job::open_existing(&warehouse, &JobName::new(name)?))?;
+    let sources = session.wait(sources::read(session.context(), &job))?;
+    let score = job.pmi_settings()?;
+    let mut tables = vec![
+        table("vocab", &job.vocab)?,
+        table("pairs", &job.pairs)?,
+        table("sources", &job.sources)?,
+    ];
+    if let Some(pmi) = &job.pmi {
+        tables.push(table("pmi", pmi)?);
+    }
+    Ok(Report::Job(Box::new(JobReport {
+        job: name.to_owned(),
+        tables,
+        facts: parse(&job.facts()?)?,
+        settings: parse(&job.settings()?)?,
+        score_is_stale: score.as_ref().is_some_and(|(_, version)| *version != job.pairs.version()),
+        score: score.map(|(settings, _)| parse(&settings)).transpose()?,
+        sources_counted: sources.iter().filter(|row| row.message.is_none()).count() as u64,
+        sources_skipped: sources.into_iter().filter_map(|row| row.message).collect(),
+    })))
+}
+
+fn table(name: &'static str, state: &TableState) -> Result<TableReport, EngineError> {
+    let files = state.files()?;
+    Ok(TableReport {
+        table: name,
+        version: state.version(),
+        files: files.len() as u64,
+        bytes: files.iter().map(|file| file.size).sum(),
+        rows: files.iter().map(|file| file.rows).sum(),
+    })
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Jobs { jobs } if jobs.is_empty() => writeln!(out, "no jobs yet"),
+            Self::Jobs { jobs } => writeln!(out, "{}", jobs.join("\n")),
+            Self::Job(job) => job.fmt(out),
+        }
+    }
+}
+
+impl fmt::Display for JobReport {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let facts = &self.facts;
+        writeln!(out, "job {}, counted by {}", self.job, self.settings.program)?;
+        writeln!(
+            out,
+            "  {} rows, {} tokens, {} types, {} terms, {} pairs; weight unit 1/{}",
+            facts.rows, facts.tokens, facts.types, facts.terms, facts.pairs, facts.weight_unit
+        )?;
+        for table in &self.tables {
+            writeln!(
+                out,
+                "  {:<8} version {:>3}, {:>12} rows, {:>4} files, {}",
+                table.table,
+                table.version,
+                table.rows,
+                table.files,
+                ByteSize(table.bytes)
+            )?;
+        }
+        writeln!(out, "  sources: {} counted, {} skipped", self.sources_counted, self.sources_skipped.len())?;
+        for reason in &self.sources_skipped {
+            writeln!(out, "    {reason}")?;
+        }
+        let settings = serde_json::to_string_pretty(&self.settings.given).map_err(|_| fmt::Error)?;
+        writeln!(out, "  settings: {}", settings.replace('\n', "\n  "))?;
+        if let Some(score) = &self.score {
+            writeln!(out, "  scores{}:", if self.score_is_stale { " (of an older version of pairs)" } else { "" })?;
+            for (name, sql) in &score.columns {
+                writeln!(out, "    {name} = {sql}")?;
+            }
+            writeln!(
+                out,
+                "    pair smoothing {}, unigram smoothing {}, pairs of count {} or more",
+                score.pair_smoothing, score.unigram_smoothing, score.min_pair_count
+            )?;
+            writeln!(out, "    {}", score.event_space)?;
+        }
+        Ok(())
+    }
+}

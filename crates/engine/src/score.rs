@@ -1,0 +1,605 @@
+//! Scores: `pairs` and the marginals become `pmi`, file by file.
+//!
+//! Each file of `pairs` gives one file of `pmi` in the same order, so that the result does not
+//! depend on threads. Memory: the vocabulary, its marginals, and one batch a thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, StringArray, UInt32Array};
+use arrow::compute::{filter_record_batch, take};
+use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema, SchemaRef};
+use arrow::record_batch::RecordBatch;
+use datafusion::common::DFSchema;
+use datafusion::physical_plan::PhysicalExpr;
+use datafusion::prelude::{ParquetReadOptions, SessionContext};
+use futures::StreamExt;
+use pmill_count::Side;
+use pmill_stats::{Base, measure, measures};
+use pmill_store::{DataFile, Job, JobName, PmiCommit, Warehouse};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{EngineError, nearest_name};
+use crate::job::{Facts, Status, parse};
+use crate::memory::{ByteSize, peak_rss};
+use crate::progress::{Progress, StopFlag, Unit as Steps};
+use crate::session::{Session, query};
+use crate::settings::{ContextKind, RecordedSettings};
+use crate::tables::TableFolder;
+use crate::workers;
+
+/// What n_x, n_y and N are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Marginals {
+    /// Rows that hold x, rows that hold y, rows: one event is one row.
+    Documents,
+    /// Sums of the pair counts: one event is one co-occurrence.
+    Pairs,
+}
+
+/// How a table is scored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScoreSettings {
+    /// `qu-xie` sets marginals and smoothing of that paper, and adds its score.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<Preset>,
+    /// Measures by name, with parameters as `sppmi(shift=5)`.
+    pub measures: Vec<String>,
+    /// Logarithm base: `e`, `2` or `10`.
+    pub base: String,
+    /// n_x, n_y and N. Not set: `documents` for the context `document`, else `pairs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub marginals: Option<Marginals>,
+    /// Only pairs with at least this (natural) count.
+    pub min_pair_count: f64,
+    /// Added to each n_xy before measures are computed. Not set: 0, or the preset's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pair_smoothing: Option<f64>,
+    /// Added to each n_x and n_y before measures are computed. Not set: 0, or the preset's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unigram_smoothing: Option<f64>,
+}
+
+/// Named sets of settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preset {
+    /// Qu and Xie 2025: marginals `pairs`, unigram smoothing 1000, pair smoothing 1.
+    QuXie,
+}
+
+impl Default for ScoreSettings {
+    fn default() -> Self {
+        Self {
+            preset: None,
+            measures: ["pmi", "npmi", "ppmi"].map(str::to_owned).to_vec(),
+            base: "e".to_owned(),
+            marginals: None,
+            min_pair_count: 0.0,
+            pair_smoothing: None,
+            unigram_smoothing: None,
+        }
+    }
+}
+
+/// Settings with everything decided; kept with the table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RecordedScore {
+    /// The program that scored.
+    pub program: String,
+    /// Column name and SQL of each score; in it the counts are the smoothed ones.
+    pub columns: Vec<(String, String)>,
+    /// n_x, n_y and N.
+    pub marginals: Marginals,
+    /// Smallest natural count kept.
+    pub min_pair_count: f64,
+    /// Added to n_xy.
+    pub pair_smoothing: f64,
+    /// Added to n_x and n_y.
+    pub unigram_smoothing: f64,
+    /// What one event is, and what N counts.
+    pub event_space: String,
+}
+
+/// What scoring did; field names are a contract.
+#[derive(Debug, Clone, Serialize)]
+pub struct ScoreSummary {
+    /// What was done.
+    pub status: Status,
+    /// Job name.
+    pub job: String,
+    /// Version of `pmi`.
+    pub version: u64,
+    /// Rows of `pmi`.
+    pub pairs: u64,
+    /// Columns beside the counts.
+    pub measures: Vec<String>,
+    /// What one event is.
+    pub event_space: String,
+    /// Seconds.
+    pub seconds: f64,
+    /// Most memory held, if the system tells.
+    pub peak_memory_bytes: Option<u64>,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
+impl ScoreSettings {
+    /// Decides everything for a table counted with `counted`.
+    ///
+    /// # Errors
+    /// An unknown measure, a parameter or number out of range, marginals that the context lacks.
+    pub fn resolve(&self, counted: &RecordedSettings) -> Result<RecordedScore, EngineError> {
+        let wrong = |text: String| EngineError::Setting(text);
+        let base = match self.base.as_str() {
+            "e" => Base::E,
+            text => text
+                .parse()
+                .ok()
+                .and_then(Base::new)
+                .ok_or_else(|| wrong(format!("`{text}` is not a base; give e, 2 or 10")))?,
+        };
+        let number = |name: &str, value: f64| {
+            if value.is_finite() && value >= 0.0 {
+                Ok(value)
+            } else {
+                Err(wrong(format!("`{name}` must be 0 or more, not {value}")))
+            }
+        };
+        let kind = counted.given.context.kind;
+        let (preset_marginals, preset_pair, preset_unigram) = match self.preset {
+            Some(Preset::QuXie) => (Some(Marginals::Pairs), 1.0, 1000.0),
+            None => (None, 0.0, 0.0),
+        };
+        let marginals = self.marginals.or(preset_marginals).unwrap_or(match kind {
+            ContextKind::Document => Marginals::Documents,
+            ContextKind::Window => Marginals::Pairs,
+        });
+        if marginals == Marginals::Documents && kind == ContextKind::Window {
+            return Err(wrong(
+                "marginals `documents` go with the context `document`; for `window` give `pairs` (its events are co-occurrences)".into(),
+            ));
+        }
+        let mut columns = Vec::new();
+        for text in &self.measures {
+            columns.push(column(text, base)?);
+        }
+        if self.preset == Some(Preset::QuXie) {
+            columns.push(("qu_xie".to_owned(), "ln(n_xy / (n_x * n_y))".to_owned()));
+        }
+        for (index, (name, _)) in columns.iter().enumerate() {
+            if columns[..index].iter().any(|(other, _)| other == name) {
+                return Err(wrong(format!("measure `{name}` is named twice")));
+            }
+        }
+        Ok(RecordedScore {
+            program: concat!("pmill ", env!("CARGO_PKG_VERSION")).to_owned(),
+            columns,
+            marginals,
+            min_pair_count: number("min-pair-count", self.min_pair_count)?,
+            pair_smoothing: number("pair-smoothing", self.pair_smoothing.unwrap_or(preset_pair))?,
+            unigram_smoothing: number("unigram-smoothing", self.unigram_smoothing.unwrap_or(preset_unigram))?,
+            event_space: event_space(marginals, kind, counted.given.context.side),
+        })
+    }
+}
+
+fn event_space(marginals: Marginals, kind: ContextKind, side: Side) -> String {
+    match (marginals, kind, side) {
+        (Marginals::Documents, ..) => {
+            "one event is one row: n_xy rows hold both, n_x rows hold x, n rows in all (those without text too)".to_owned()
+        }
+        (Marginals::Pairs, _, Side::Left | Side::Right) => {
+            "one event is one ordered co-occurrence: n_x is the sum of x's row, n_y the sum of y's column, n the sum of all".to_owned()
+        }
+        (Marginals::Pairs, ContextKind::Document, _) => {
+            "one event is one co-occurrence seen from one of its two words: n_x is the sum of x's pair counts, n the sum of all n_x".to_owned()
+        }
+        (Marginals::Pairs, ContextKind::Window, _) => {
+            "one event is one weighted co-occurrence seen from one of its two tokens: n_x is the sum of x's row of the symmetric matrix, n the sum of all rows; events of one window are not independent".to_owned()
+        }
+    }
+}
+
+/// `sppmi(shift=5)` as column name and SQL.
+fn column(text: &str, base: Base) -> Result<(String, String), EngineError> {
+    let (name, arguments) = match text.split_once('(') {
+        None => (text.trim(), ""),
+        Some((name, rest)) => (
+            name.trim(),
+            rest.trim().strip_suffix(')').ok_or_else(|| {
+                EngineError::Setting(format!("`{text}` is not a measure; write name or name(parameter=value, …)"))
+            })?,
+        ),
+    };
+    let Some(found) = measure(name) else {
+        let known = measures().iter().map(|measure| measure.name);
+        let nearest = nearest_name(name, known.clone())
+            .map(|name| format!(" (did you mean `{name}`?)"))
+            .unwrap_or_default();
+        return Err(EngineError::Setting(format!(
+            "no measure `{name}`{nearest}; there are: {}",
+            known.collect::<Vec<_>>().join(", ")
+        )));
+    };
+    let mut given = Vec::new();
+    let mut column = name.to_owned();
+    for argument in arguments.split(',').map(str::trim).filter(|argument| !argument.is_empty()) {
+        let Some((key, value)) = argument.split_once('=') else {
+            return Err(EngineError::Setting(format!("`{argument}` in `{text}` is not parameter=value")));
+        };
+        given.push((key.trim(), value.trim()));
+        let value: String = value
+            .trim()
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
+            .collect();
+        column = format!("{column}_{value}");
+    }
+    let sql = found
+        .sql_expression_with(base, &given)
+        .map_err(|error| EngineError::Setting(error.to_string()))?;
+    Ok((column, sql))
+}
+
+/// Scores a job's table.
+///
+/// # Errors
+/// Whatever is wrong with settings, disk or warehouse; the scores before stay then.
+pub fn score(
+    warehouse: &str,
+    name: &str,
+    settings: &ScoreSettings,
+    threads: usize,
+    limit: ByteSize,
+    progress: &dyn Progress,
+    stop: &StopFlag,
+) -> Result<ScoreSummary, EngineError> {
+    let started = Instant::now();
+    let name = JobName::new(name)?;
+    let warehouse = Warehouse::open(warehouse)?;
+    let session = Session::new(threads, limit, None)?;
+    let job = session.wait(Job::open_existing(&warehouse, &name))?;
+    let counted: RecordedSettings = parse(&job.settings()?)?;
+    let facts: Facts = parse(&job.facts()?)?;
+    let recorded = settings.resolve(&counted)?;
+    let summary = |status, version, pairs, notes| ScoreSummary {
+        status,
+        job: name.to_string(),
+        version,
+        pairs,
+        measures: recorded.columns.iter().map(|(name, _)| name.clone()).collect(),
+        event_space: recorded.event_space.clone(),
+        seconds: started.elapsed().as_secs_f64(),
+        peak_memory_bytes: peak_rss().map(|size| size.0),
+        notes,
+    };
+    if let (Some(pmi), Some((before, version))) = (&job.pmi, job.pmi_settings()?)
+        && version == job.pairs.version()
+        && parse::<RecordedScore>(&before)? == recorded
+    {
+        let rows = pmi.files()?.iter().map(|file| file.rows).sum();
+        let note = "scored before with these settings; nothing changed".to_owned();
+        return Ok(summary(Status::Unchanged, pmi.version(), rows, vec![note]));
+    }
+    let lock = warehouse.lock(&name)?;
+    session.wait(warehouse.sweep(&name, &lock))?;
+
+    let files = job.pairs.files()?;
+    let terms = session.wait(Terms::read(session.context(), &job))?;
+    let one_partition = session.context().copied_config().with_target_partitions(1);
+    let scorer = Scorer {
+        session: &session,
+        in_order: SessionContext::new_with_config_rt(one_partition, session.context().runtime_env()),
+        warehouse: &warehouse,
+        name: &name,
+        files: &files,
+        threads,
+        progress,
+        stop,
+        unit: facts.weight_unit as f64,
+        symmetric: counted.given.context.kind == ContextKind::Document
+            || counted.given.context.side == Side::Symmetric,
+        recorded: &recorded,
+        batch: digest(&recorded, job.pairs.version()),
+    };
+    let marginals = match recorded.marginals {
+        Marginals::Documents => {
+            let documents: Arc<[f64]> = terms.documents.iter().map(|count| *count as f64).collect();
+            Totals { left: documents.clone(), right: documents, n: facts.rows as f64 }
+        }
+        Marginals::Pairs => scorer.sums(terms.tokens.len())?,
+    };
+    let (schema, written) = scorer.write(&terms, &marginals)?;
+    let pairs = written.iter().map(|file| file.rows).sum();
+    let commit = PmiCommit {
+        name: name.clone(),
+        base: job.pmi.as_ref().map(pmill_store::TableState::version),
+        pairs_version: job.pairs.version(),
+        batch: scorer.batch.clone(),
+        settings: serde_json::to_string(&recorded).map_err(|error| EngineError::Bug(error.to_string()))?,
+        schema,
+        files: written,
+    };
+    let version = session.wait(commit.commit(&warehouse))?;
+    let mut notes = Vec::new();
+    if pairs == 0 {
+        notes.push("no pair was scored: the table is empty".to_owned());
+    }
+    Ok(summary(Status::Counted, version, pairs, notes))
+}
+
+fn digest(recorded: &RecordedScore, pairs_version: u64) -> String {
+    let text = serde_json::to_vec(&(recorded, pairs_version)).unwrap_or_default();
+    blake3::hash(&text).to_hex()[..16].to_owned()
+}
+
+/// The vocabulary as arrays by id.
+struct Terms {
+    tokens: StringArray,
+    documents: Vec<u64>,
+}
+
+impl Terms {
+    async fn read(context: &SessionContext, job: &Job) -> Result<Self, EngineError> {
+        let frame = context
+            .read_table(job.vocab.provider().await?)
+            .and_then(|frame| frame.select_columns(&["id", "token", "documents"]))
+            .map_err(query)?;
+        let batches = frame.collect().await.map_err(query)?;
+        let mut rows: Vec<(i32, String, u64)> = Vec::new();
+        for batch in batches {
+            let ids = batch.column(0).as_primitive::<Int32Type>().clone();
+            let tokens = arrow::compute::cast(batch.column(1), &DataType::Utf8)
+                .map_err(|error| EngineError::Bug(error.to_string()))?;
+            let documents = batch.column(2).as_primitive::<Int64Type>().clone();
+            for row in 0..batch.num_rows() {
+                rows.push((
+                    ids.value(row),
+                    tokens.as_string::<i32>().value(row).to_owned(),
+                    u64::try_from(documents.value(row)).unwrap_or(0),
+                ));
+            }
+        }
+        rows.sort_unstable_by_key(|row| row.0);
+        if rows.iter().enumerate().any(|(index, row)| usize::try_from(row.0) != Ok(index)) {
+            return Err(EngineError::Bug("the ids of `vocab` are not 0, 1, 2, …".into()));
+        }
+        Ok(Self {
+            tokens: StringArray::from_iter_values(rows.iter().map(|row| &row.1)),
+            documents: rows.iter().map(|row| row.2).collect(),
+        })
+    }
+}
+
+/// Marginals by id, in natural units.
+struct Totals {
+    left: Arc<[f64]>,
+    right: Arc<[f64]>,
+    n: f64,
+}
+
+struct Scorer<'a> {
+    session: &'a Session,
+    /// The same session with one partition, which keeps the order of a file.
+    in_order: SessionContext,
+    warehouse: &'a Warehouse,
+    name: &'a JobName,
+    files: &'a [DataFile],
+    threads: usize,
+    progress: &'a dyn Progress,
+    stop: &'a StopFlag,
+    unit: f64,
+    symmetric: bool,
+    recorded: &'a RecordedScore,
+    batch: String,
+}
+
+impl Scorer<'_> {
+    /// Calls `each` with every batch of file `number`.
+    fn scan(
+        &self,
+        number: usize,
+        mut each: impl FnMut(&RecordBatch) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        let url = self
+            .warehouse
+            .url()
+            .join(&format!("{}/pairs/{}", self.name, self.files[number].name))
+            .map_err(|error| EngineError::Bug(error.to_string()))?;
+        let handle = self.session.handle();
+        let mut stream = handle
+            .block_on(async {
+                let options = ParquetReadOptions::default();
+                let frame = self.in_order.read_parquet(url.as_str(), options).await?;
+                frame.execute_stream().await
+            })
+            .map_err(query)?;
+        while let Some(batch) = handle.block_on(stream.next()) {
+            if self.stop.is_set() {
+                return Err(EngineError::Interrupted);
+            }
+            each(&batch.map_err(query)?)?;
+        }
+        Ok(())
+    }
+
+    /// Row and column sums of the pair counts.
+    fn sums(&self, terms: usize) -> Result<Totals, EngineError> {
+        self.progress.phase("sum", self.files.len() as u64, Steps::Parts);
+        let next = AtomicUsize::new(0);
+        let parts = workers::run(self.threads, self.stop, |_| {
+            let (mut left, mut right) = (vec![0_u128; terms], vec![0_u128; terms]);
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= self.files.len() {
+                    return Ok((left, right));
+                }
+                self.scan(number, |batch| {
+                    let ids = |index: usize| batch.column(index).as_primitive::<Int32Type>().values();
+                    let counts = batch.column(2).as_primitive::<Int64Type>().values();
+                    for ((x, y), count) in ids(0).iter().zip(ids(1)).zip(counts) {
+                        let count = u128::from(count.unsigned_abs());
+                        left[*x as usize] += count;
+                        right[*y as usize] += count;
+                    }
+                    Ok(())
+                })?;
+                self.progress.advance(1, 0);
+            }
+        })?;
+        let (mut left, mut right) = (vec![0_u128; terms], vec![0_u128; terms]);
+        for (more_left, more_right) in parts {
+            for id in 0..terms {
+                left[id] += more_left[id];
+                right[id] += more_right[id];
+            }
+        }
+        let natural = |sums: Vec<u128>| -> Arc<[f64]> {
+            sums.into_iter().map(|sum| sum as f64 / self.unit).collect()
+        };
+        if self.symmetric {
+            // Seen from both words; a pair of a term with itself is in both sums, as it should.
+            let both: Vec<u128> = left.iter().zip(&right).map(|(a, b)| a + b).collect();
+            let n: u128 = both.iter().sum();
+            let both = natural(both);
+            return Ok(Totals { left: both.clone(), right: both, n: n as f64 / self.unit });
+        }
+        let n: u128 = left.iter().sum();
+        Ok(Totals { left: natural(left), right: natural(right), n: n as f64 / self.unit })
+    }
+
+    fn write(
+        &self,
+        terms: &Terms,
+        totals: &Totals,
+    ) -> Result<(SchemaRef, Vec<DataFile>), EngineError> {
+        let counts = ["n_xy", "n_x", "n_y", "n"].map(|name| Field::new(name, DataType::Float64, false));
+        let counts_schema = Arc::new(Schema::new(counts.to_vec()));
+        let expressions = self.expressions(&counts_schema)?;
+        let mut fields = vec![
+            Field::new("left", DataType::Utf8, false),
+            Field::new("right", DataType::Utf8, false),
+        ];
+        fields.extend(counts);
+        fields.extend(self.recorded.columns.iter().map(|(name, _)| Field::new(name, DataType::Float64, true)));
+        let schema = Arc::new(Schema::new(fields));
+        let folder = TableFolder::new(self.warehouse, self.name, "pmi", self.session.handle());
+        self.progress.phase("score", self.files.len() as u64, Steps::Parts);
+        let next = AtomicUsize::new(0);
+        let written = Mutex::new(vec![None; self.files.len()]);
+        workers::run(self.threads, self.stop, |_| {
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= self.files.len() {
+                    return Ok(());
+                }
+                let name = format!("part-{number:05}-{}.parquet", self.batch);
+                let mut file = folder.create(&name, &schema, &[])?;
+                self.scan(number, |batch| {
+                    let batch = self.keep(batch)?;
+                    if batch.num_rows() > 0 {
+                        file.write(&self.score(&batch, terms, totals, &counts_schema, &expressions, &schema)?)?;
+                    }
+                    Ok(())
+                })?;
+                let file = file.finish()?;
+                if let Ok(mut written) = written.lock() {
+                    written[number] = Some(file);
+                }
+                self.progress.advance(1, 0);
+            }
+        })?;
+        let written: Vec<DataFile> = written.into_inner().unwrap_or_default().into_iter().flatten().collect();
+        if written.len() != self.files.len() {
+            return Err(EngineError::Bug("a file of scores was not written".into()));
+        }
+        Ok((schema, written))
+    }
+
+    fn expressions(&self, schema: &Schema) -> Result<Vec<Arc<dyn PhysicalExpr>>, EngineError> {
+        let context = self.session.context();
+        let schema = DFSchema::try_from(schema.clone()).map_err(query)?;
+        self.recorded
+            .columns
+            .iter()
+            .map(|(_, sql)| {
+                let expression = context.parse_sql_expr(sql, &schema)?;
+                context.create_physical_expr(expression, &schema)
+            })
+            .collect::<Result<_, _>>()
+            .map_err(query)
+    }
+
+    /// The pairs that are frequent enough.
+    fn keep(&self, batch: &RecordBatch) -> Result<RecordBatch, EngineError> {
+        if self.recorded.min_pair_count <= 0.0 {
+            return Ok(batch.clone());
+        }
+        let counts = batch.column(2).as_primitive::<Int64Type>();
+        let kept: BooleanArray = counts
+            .values()
+            .iter()
+            .map(|count| Some(*count as f64 / self.unit >= self.recorded.min_pair_count))
+            .collect();
+        filter_record_batch(batch, &kept).map_err(|error| EngineError::Bug(error.to_string()))
+    }
+
+    fn score(
+        &self,
+        batch: &RecordBatch,
+        terms: &Terms,
+        totals: &Totals,
+        counts_schema: &SchemaRef,
+        expressions: &[Arc<dyn PhysicalExpr>],
+        schema: &SchemaRef,
+    ) -> Result<RecordBatch, EngineError> {
+        let bug = |error: arrow::error::ArrowError| EngineError::Bug(error.to_string());
+        let ids = |index: usize| batch.column(index).as_primitive::<Int32Type>().values();
+        let (left, right) = (ids(0), ids(1));
+        let counts = batch.column(2).as_primitive::<Int64Type>().values();
+        let natural: Vec<f64> = left
+            .iter()
+            .zip(right)
+            .zip(counts)
+            .map(|((x, y), count)| {
+                // The symmetric matrix holds a pair of a term with itself twice.
+                let twice = if self.symmetric && x == y { 2.0 } else { 1.0 };
+                *count as f64 * twice / self.unit
+            })
+            .collect();
+        let marginal = |sums: &[f64], ids: &[i32]| -> Vec<f64> {
+            ids.iter().map(|id| sums[*id as usize]).collect()
+        };
+        let n_x = marginal(&totals.left, left);
+        let n_y = marginal(&totals.right, right);
+        let n = vec![totals.n; natural.len()];
+        let array = |values: Vec<f64>| -> ArrayRef { Arc::new(Float64Array::from(values)) };
+        let plus = |values: &[f64], more: f64| array(values.iter().map(|value| value + more).collect());
+        let smoothed = RecordBatch::try_new(
+            counts_schema.clone(),
+            vec![
+                plus(&natural, self.recorded.pair_smoothing),
+                plus(&n_x, self.recorded.unigram_smoothing),
+                plus(&n_y, self.recorded.unigram_smoothing),
+                array(n.clone()),
+            ],
+        )
+        .map_err(bug)?;
+        let words = |ids: &[i32]| {
+            let indices = UInt32Array::from_iter_values(ids.iter().map(|id| *id as u32));
+            take(&terms.tokens, &indices, None).map_err(bug)
+        };
+        let mut columns = vec![words(left)?, words(right)?, array(natural), array(n_x), array(n_y), array(n)];
+        for expression in expressions {
+            let value = expression.evaluate(&smoothed).and_then(|value| value.into_array(smoothed.num_rows()));
+            columns.push(value.map_err(query)?);
+        }
+        debug_assert!(columns.iter().all(|column| column.len() == batch.num_rows()));
+        RecordBatch::try_new(schema.clone(), columns).map_err(bug)
+    }
+}

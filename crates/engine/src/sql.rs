@@ -1,0 +1,83 @@
+//! SQL over a warehouse: reads only.
+
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::context::SQLOptions;
+use pmill_store::Warehouse;
+
+use crate::catalog;
+use crate::error::{EngineError, nearest_name};
+use crate::memory::ByteSize;
+use crate::session::{Session, query};
+
+/// A session whose tables are a warehouse's jobs.
+pub struct SqlSession {
+    session: Session,
+}
+
+impl SqlSession {
+    /// Opens a warehouse for queries. Parquet files can be named in `FROM` by their path.
+    ///
+    /// # Errors
+    /// When the warehouse cannot be listed.
+    pub fn open(warehouse: &str, threads: usize, limit: ByteSize) -> Result<Self, EngineError> {
+        let warehouse = Warehouse::open(warehouse)?;
+        let session = Session::new(threads, limit, None)?.with_file_tables();
+        session.wait(catalog::register(session.context(), &warehouse))?;
+        Ok(Self { session })
+    }
+
+    /// Starts a query. Statements that change anything are refused.
+    ///
+    /// # Errors
+    /// When the statement does not parse or plan; an unknown table is answered with the nearest one.
+    pub fn query(&self, sql: &str) -> Result<SendableRecordBatchStream, EngineError> {
+        let options = SQLOptions::new()
+            .with_allow_ddl(false)
+            .with_allow_dml(false);
+        self.session.wait(async {
+            let frame = self
+                .session
+                .context()
+                .sql_with_options(sql, options)
+                .await
+                .map_err(|error| self.explain(error))?;
+            frame.execute_stream().await.map_err(query)
+        })
+    }
+
+    /// The runtime that drives the stream.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Adds the tables that exist to "table not found".
+    fn explain(&self, error: datafusion::error::DataFusionError) -> EngineError {
+        let text = error.strip_backtrace();
+        let Some(at) = text.find("table '") else { return EngineError::Query(text) };
+        if !text.contains("not found") {
+            return EngineError::Query(text);
+        }
+        let asked = text[at + 7..].split('\'').next().unwrap_or_default();
+        let asked = asked.strip_prefix("datafusion.").unwrap_or(asked);
+        let asked = asked.strip_prefix("public.").unwrap_or(asked);
+        let context = self.session.context();
+        let known: Vec<String> = context
+            .catalog_names()
+            .iter()
+            .filter_map(|name| context.catalog(name))
+            .flat_map(|catalog| {
+                catalog.schema_names().into_iter().flat_map(move |schema| {
+                    let tables = catalog.schema(&schema).map(|s| s.table_names()).unwrap_or_default();
+                    tables.into_iter().map(move |table| format!("{schema}.{table}"))
+                })
+            })
+            .filter(|name| !name.starts_with("information_schema"))
+            .collect();
+        let nearest = nearest_name(asked, known.iter().map(String::as_str))
+            .map(|name| format!(" (did you mean `{name}`?)"))
+            .unwrap_or_default();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        EngineError::Query(format!("no table `{asked}`{nearest}; the warehouse has: {known}"))
+    }
+}
