@@ -7,8 +7,9 @@
 use std::sync::Arc;
 
 use crate::merge::TermCount;
+use crate::road::{MemoLimits, Numbers, Road};
 use crate::terms::Terms;
-use crate::{FeatureExtractor, Scratch, TextError};
+use crate::{FeatureExtractor, TextError};
 
 /// Counts of one term, and the last row that held it.
 #[derive(Debug, Clone, Copy)]
@@ -20,76 +21,58 @@ struct Counts {
 
 /// Counts the terms of rows; one for each thread.
 pub struct DictionaryBuilder {
-    extractor: Arc<FeatureExtractor>,
-    terms: Terms,
+    road: Road<Terms>,
     counts: Vec<Counts>,
     /// Number of the current row, from 1.
     row: u64,
-    scratch: Scratch,
+}
+
+impl Numbers for Terms {
+    fn number(&mut self, feature: &str) -> Result<u32, TextError> {
+        self.insert(feature)
+    }
 }
 
 impl DictionaryBuilder {
     /// An empty dictionary over the features of `extractor`.
     #[must_use]
     pub fn new(extractor: &Arc<FeatureExtractor>) -> Self {
+        Self::with_limits(extractor, MemoLimits::default())
+    }
+
+    pub(crate) fn with_limits(extractor: &Arc<FeatureExtractor>, limits: MemoLimits) -> Self {
         Self {
-            extractor: Arc::clone(extractor),
-            terms: Terms::default(),
+            road: Road::new(extractor, Terms::default(), limits),
             counts: Vec::new(),
             row: 0,
-            scratch: Scratch::default(),
         }
     }
 
-    /// Appends a row's features to `out` as local indices (dense, in the order of first sight) and
-    /// counts them: each occurrence as a token, each distinct feature as one document.
+    /// Appends a row's features to `out` as local indices (dense, numbered as they come) and counts
+    /// them: each occurrence as a token, each distinct feature as one document.
     ///
     /// # Errors
-    /// More than 2^32 - 17 distinct terms; a Hugging Face tokenizer that refuses the text. The row is
-    /// then counted in part: drop the builder.
+    /// More than 2^32 - 17 distinct terms (2^31 with phrases or concepts); a Hugging Face tokenizer
+    /// that refuses the text. `out` may then hold a part of the row, and the row is not counted.
     pub fn push_row(&mut self, text: &str, out: &mut Vec<u32>) -> Result<(), TextError> {
         let start = out.len();
-        let mut outcome = Ok(());
-        let Self {
-            extractor,
-            terms,
-            scratch,
-            ..
-        } = self;
-        extractor.for_each_feature(text, scratch, |feature| match terms.insert(feature) {
-            Ok(index) => out.push(index),
-            Err(error) => outcome = Err(error),
-        })?;
-        outcome?;
+        self.road.push_row(text, out)?;
         self.count(&out[start..]);
         Ok(())
     }
 
     /// [`DictionaryBuilder::push_row`] for a row that is cut into tokens already: filters, lemma,
-    /// phrases and concepts apply, the tokenizer does not.
+    /// phrases and concepts apply, the tokenizer does not. An empty token is no token.
     ///
     /// # Errors
-    /// More than 2^32 - 17 distinct terms.
+    /// More than 2^32 - 17 distinct terms (2^31 with phrases or concepts).
     pub fn push_tokens_row<'a>(
         &mut self,
         tokens: impl Iterator<Item = &'a str>,
         out: &mut Vec<u32>,
     ) -> Result<(), TextError> {
         let start = out.len();
-        let mut outcome = Ok(());
-        let Self {
-            extractor,
-            terms,
-            scratch,
-            ..
-        } = self;
-        extractor.for_each_feature_of_tokens(tokens, scratch, |feature| {
-            match terms.insert(feature) {
-                Ok(index) => out.push(index),
-                Err(error) => outcome = Err(error),
-            }
-        });
-        outcome?;
+        self.road.push_tokens_row(tokens, out)?;
         self.count(&out[start..]);
         Ok(())
     }
@@ -101,7 +84,7 @@ impl DictionaryBuilder {
             documents: 0,
             last_row: 0,
         };
-        self.counts.resize(self.terms.len(), unseen);
+        self.counts.resize(self.len(), unseen);
         for &index in row {
             let counts = &mut self.counts[index as usize];
             counts.tokens += 1;
@@ -119,7 +102,7 @@ impl DictionaryBuilder {
     /// Distinct terms so far.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.terms.len()
+        self.road.numbers().len()
     }
 
     /// Whether no feature was seen yet.
@@ -131,7 +114,9 @@ impl DictionaryBuilder {
     /// Bytes on the heap: terms, counts and memo. Ask between rows, and spill when it is too much.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
-        self.terms.held_bytes() + self.counts.capacity() * size_of::<Counts>()
+        self.road.held_bytes()
+            + self.road.numbers().held_bytes()
+            + self.counts.capacity() * size_of::<Counts>()
     }
 
     /// The dictionary; its local indices are those that the rows were given.
@@ -140,7 +125,7 @@ impl DictionaryBuilder {
         Dictionary {
             tokens: self.counts.iter().map(|counts| counts.tokens).collect(),
             documents: self.counts.iter().map(|counts| counts.documents).collect(),
-            terms: self.terms.without_index(),
+            terms: self.road.into_numbers().without_index(),
         }
     }
 }

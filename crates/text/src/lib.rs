@@ -16,9 +16,14 @@ mod error;
 mod extractor;
 mod hash;
 mod lemma;
+mod memo;
 mod merge;
 mod phrases;
+#[cfg(test)]
+mod property_tests;
 mod resources;
+mod road;
+mod scan;
 mod spec;
 mod stop_words;
 mod terms;
