@@ -5,7 +5,8 @@
 //! its tokens. `mixed` adds capitals, commas and some words beyond ASCII.
 //!
 //! ```text
-//! cargo run --release -p pmill-text --example rate -- [million tokens, 10] [WordNet folder] [tokenizer.json]
+//! cargo run --release -p pmill-text --example rate -- \
+//!     [tokens=MILLIONS] [wordnet=FOLDER] [huggingface=TOKENIZER.JSON] [only=plain|mixed] [tokenizer=NAME]
 //! ```
 #![allow(
     clippy::print_stdout,
@@ -25,6 +26,8 @@ use pmill_text::{
 const HEAD: &str = "the of and a to in is for on with by at from it this that as are be was or an photo \
                     image new his her not you all black white red blue dog cat car house man woman";
 const TYPES: usize = 500_000;
+/// Rows of an Arrow batch.
+const BATCH_ROWS: usize = 8192;
 const TOPICS: usize = 500;
 const TOPIC_WORDS: usize = 400;
 
@@ -167,17 +170,28 @@ fn cpu_seconds(start: Instant) -> f64 {
 }
 
 fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let millions: usize = arguments.next().map_or(10, |text| text.parse().unwrap());
-    let wordnet = arguments
-        .next()
-        .unwrap_or_else(|| "/usr/share/wordnet".to_owned());
-    let tokenizer = arguments.next();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let argument = |name: &str| {
+        let values = arguments
+            .iter()
+            .filter_map(|argument| argument.split_once('='));
+        values
+            .into_iter()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value.to_owned())
+    };
+    let millions: usize = argument("tokens").map_or(10, |text| text.parse().unwrap());
+    let wordnet = argument("wordnet").unwrap_or_else(|| "/usr/share/wordnet".to_owned());
+    let huggingface = argument("huggingface");
     let start = Instant::now();
     println!(
         "{millions} M tokens a corpus; M tokens/s of processor time: dictionary (pass 1), ids (one pass)"
     );
     for mixed in [false, true] {
+        let corpus = if mixed { "mixed" } else { "plain" };
+        if argument("only").is_some_and(|only| only != corpus) {
+            continue;
+        }
         let rows = make_rows(millions * 1_000_000, mixed);
         // What is counted are the tokens between blanks, whatever the tokenizer makes of them.
         let raw = rows.iter().map(|row| row.split(' ').count()).sum::<usize>() as f64 / 1e6;
@@ -194,23 +208,30 @@ fn main() {
                 Some(Lemma::WordNet(wordnet.clone().into())),
             ));
         }
-        if let Some(path) = &tokenizer {
+        if let Some(path) = &huggingface {
             specs.push(("huggingface", Tokenizer::HuggingFace(path.into()), None));
         }
         for (name, tokenizer, lemma) in specs {
+            if argument("tokenizer").is_some_and(|only| only != name) {
+                continue;
+            }
             let spec = FeatureSpec {
                 tokenizer,
                 lemma,
                 ..FeatureSpec::default()
             };
             let extractor = Arc::new(FeatureExtractor::new(&spec).unwrap());
-            let mut out = Vec::with_capacity(4096);
+            let (mut out, mut row_ends) = (Vec::new(), Vec::new());
             let begin = cpu_seconds(start);
             let mut builder = DictionaryBuilder::new(&extractor);
-            for row in rows.iter() {
+            let mut all = rows.iter().map(Some);
+            while row_ends.len() == BATCH_ROWS || row_ends.is_empty() {
                 out.clear();
-                builder.push_row(row, &mut out).unwrap();
+                row_ends.clear();
+                let batch = all.by_ref().take(BATCH_ROWS);
+                builder.push_rows(batch, &mut out, &mut row_ends).unwrap();
             }
+            row_ends.clear();
             let dictionary_rate = raw / (cpu_seconds(start) - begin);
             let held = builder.held_bytes() >> 20;
             let dictionary = builder.finish();
@@ -223,15 +244,17 @@ fn main() {
             let begin = cpu_seconds(start);
             let mut encoder = IdEncoder::new(&extractor, &vocabulary);
             let mut known = 0_usize;
-            for row in rows.iter() {
+            let mut all = rows.iter().map(Some);
+            while row_ends.len() == BATCH_ROWS || row_ends.is_empty() {
                 out.clear();
-                encoder.push_row(row, &mut out).unwrap();
+                row_ends.clear();
+                let batch = all.by_ref().take(BATCH_ROWS);
+                encoder.push_rows(batch, &mut out, &mut row_ends).unwrap();
                 known += out.len();
             }
             let encoder_rate = raw / (cpu_seconds(start) - begin);
             println!(
-                "{:5} {name:17} {dictionary_rate:6.1} {encoder_rate:6.1}   {} types, {known} features, {held} MiB",
-                if mixed { "mixed" } else { "plain" },
+                "{corpus} {name:17} {dictionary_rate:6.1} {encoder_rate:6.1}   {} types, {known} features, {held} MiB",
                 dictionary.len(),
             );
         }

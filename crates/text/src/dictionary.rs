@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::merge::TermCount;
-use crate::road::{MemoLimits, Numbers, Road};
+use crate::road::{MemoLimits, Numbers, Output, Road};
 use crate::terms::Terms;
 use crate::{FeatureExtractor, TextError};
 
@@ -25,11 +25,16 @@ pub struct DictionaryBuilder {
     counts: Vec<Counts>,
     /// Number of the current row, from 1.
     row: u64,
+    row_ends: Vec<usize>,
 }
 
 impl Numbers for Terms {
     fn number(&mut self, feature: &str) -> Result<u32, TextError> {
         self.insert(feature)
+    }
+
+    fn touch(&self, token: &[u8]) -> u32 {
+        Terms::touch(self, token)
     }
 }
 
@@ -45,19 +50,46 @@ impl DictionaryBuilder {
             road: Road::new(extractor, Terms::default(), limits),
             counts: Vec::new(),
             row: 0,
+            row_ends: Vec::new(),
         }
     }
 
-    /// Appends a row's features to `out` as local indices (dense, numbered as they come) and counts
-    /// them: each occurrence as a token, each distinct feature as one document.
+    /// Appends a row's features to `out` as local indices and counts them: each occurrence as a token,
+    /// each distinct feature as one document. Local indices are dense; their order says nothing.
     ///
     /// # Errors
     /// More than 2^32 - 17 distinct terms (2^31 with phrases or concepts); a Hugging Face tokenizer
     /// that refuses the text. `out` may then hold a part of the row, and the row is not counted.
     pub fn push_row(&mut self, text: &str, out: &mut Vec<u32>) -> Result<(), TextError> {
-        let start = out.len();
-        self.road.push_row(text, out)?;
-        self.count(&out[start..]);
+        let mut row_ends = std::mem::take(&mut self.row_ends);
+        row_ends.clear();
+        let outcome = self.push_rows(std::iter::once(Some(text)), out, &mut row_ends);
+        self.row_ends = row_ends;
+        outcome
+    }
+
+    /// [`DictionaryBuilder::push_row`] for many rows, which is faster where rows are short. After each
+    /// row the length of `out` is appended to `row_ends`. A null row is a row without features.
+    ///
+    /// # Errors
+    /// Like [`DictionaryBuilder::push_row`]; then no row of this call is counted.
+    pub fn push_rows<'a>(
+        &mut self,
+        rows: impl IntoIterator<Item = Option<&'a str>>,
+        out: &mut Vec<u32>,
+        row_ends: &mut Vec<usize>,
+    ) -> Result<(), TextError> {
+        let mut start = out.len();
+        let first_row = row_ends.len();
+        let mut output = Output {
+            numbers: out,
+            row_ends,
+        };
+        self.road.push_rows(rows.into_iter(), &mut output)?;
+        for &end in &row_ends[first_row..] {
+            self.count(&out[start..end]);
+            start = end;
+        }
         Ok(())
     }
 
@@ -72,7 +104,12 @@ impl DictionaryBuilder {
         out: &mut Vec<u32>,
     ) -> Result<(), TextError> {
         let start = out.len();
-        self.road.push_tokens_row(tokens, out)?;
+        self.row_ends.clear();
+        let mut output = Output {
+            numbers: out,
+            row_ends: &mut self.row_ends,
+        };
+        self.road.push_tokens_row(tokens, &mut output)?;
         self.count(&out[start..]);
         Ok(())
     }

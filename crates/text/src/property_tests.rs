@@ -190,6 +190,30 @@ fn check(choice: &Choice, rows: &[String], limits: MemoLimits, tokens: impl Fn(u
         assert!(entry.tokens > 0, "a term that no row holds: {}", entry.term);
     }
 
+    // Many rows in one call.
+    let mut builder = DictionaryBuilder::with_limits(&extractor, limits);
+    let (mut out, mut row_ends) = (vec![7], Vec::new());
+    for rows in rows.chunks(4) {
+        let rows = rows.iter().map(|row| Some(row.as_str()));
+        builder
+            .push_rows(rows.chain([None]), &mut out, &mut row_ends)
+            .unwrap();
+    }
+    let together = builder.finish();
+    let mut start = 1;
+    let mut ends = row_ends.iter();
+    for rows in as_text.chunks(4) {
+        for expected in rows.iter().chain([&Vec::new()]) {
+            let end = *ends.next().unwrap();
+            let found = out[start..end]
+                .iter()
+                .map(|&index| together.entry(index).term);
+            assert!(found.eq(expected.iter()), "{choice:?}");
+            start = end;
+        }
+    }
+    assert_eq!((ends.next(), start), (None, out.len()));
+
     // Every second term is out of the vocabulary.
     let known = dictionary.iter_sorted().step_by(2).map(|entry| entry.term);
     let vocabulary = Arc::new(Vocabulary::from_terms(known).unwrap());

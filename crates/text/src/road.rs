@@ -17,6 +17,10 @@ use crate::{FeatureExtractor, OUT_OF_VOCABULARY, TextError};
 pub(crate) trait Numbers {
     /// The number of a feature, below [`crate::terms::TERM_LIMIT`], or [`OUT_OF_VOCABULARY`].
     fn number(&mut self, feature: &str) -> Result<u32, TextError>;
+
+    /// Touches the memory that [`Numbers::number`] will read if this token becomes a feature as it
+    /// is; the result means nothing.
+    fn touch(&self, token: &[u8]) -> u32;
 }
 
 /// A token that leaves nothing.
@@ -45,8 +49,8 @@ impl Default for MemoLimits {
     }
 }
 
-/// Text is copied and scanned in blocks of about so many bytes.
-const BLOCK_BYTES: usize = 64 << 10;
+/// Rows are copied and scanned together up to about so many bytes.
+const BATCH_BYTES: usize = 32 << 10;
 
 /// The fast road of one thread.
 pub(crate) struct Road<N> {
@@ -56,11 +60,21 @@ pub(crate) struct Road<N> {
     terms: TermValues,
     /// Hugging Face token ids to values.
     by_token_id: Vec<u32>,
-    padded: Vec<u8>,
+    /// Rows with padding.
+    batch: String,
     queue: Vec<Item>,
+    /// Where in the queue a token is that the memo does not know.
+    misses: Vec<usize>,
     /// Values of a row when a term list must see all of them.
     row: Vec<u32>,
     piece_values: Vec<u32>,
+}
+
+/// Where the numbers of rows go.
+pub(crate) struct Output<'a> {
+    pub(crate) numbers: &'a mut Vec<u32>,
+    /// After each row, the length of `numbers`.
+    pub(crate) row_ends: &'a mut Vec<usize>,
 }
 
 /// Normalised tokens to values.
@@ -122,10 +136,11 @@ impl<N: Numbers> Resolver<N> {
         }
     }
 
-    /// The value of a short token that the memo does not know.
-    #[cold]
-    #[inline(never)]
-    fn short_miss(&mut self, key: ShortKey) -> Result<u32, TextError> {
+    /// The value of a short token that the memo did not know a moment ago.
+    fn short_value(&mut self, key: ShortKey) -> Result<u32, TextError> {
+        if let Some(value) = self.short.get(key) {
+            return Ok(value);
+        }
         let (bytes, length) = key.bytes();
         let token = std::str::from_utf8(&bytes[..length])
             .expect("a short key holds a whole token, cut at character edges");
@@ -227,8 +242,9 @@ impl<N: Numbers> Road<N> {
             },
             pieces: PieceMemo::new(limits.piece_bytes),
             by_token_id: vec![UNKNOWN; token_ids],
-            padded: Vec::new(),
-            queue: Vec::with_capacity(QUEUE_LENGTH),
+            batch: String::new(),
+            queue: Vec::with_capacity(QUEUE_LENGTH + 1),
+            misses: Vec::new(),
             row: Vec::new(),
             piece_values: Vec::new(),
         }
@@ -253,157 +269,228 @@ impl<N: Numbers> Road<N> {
             + self.resolver.long.held_bytes()
             + self.pieces.held_bytes()
             + words * size_of::<u32>()
-            + self.padded.capacity()
+            + self.batch.capacity()
+            + self.misses.capacity() * size_of::<usize>()
             + self.queue.capacity() * size_of::<Item>()
     }
 
-    /// Appends the numbers of a text's features.
-    pub(crate) fn push_row(&mut self, text: &str, out: &mut Vec<u32>) -> Result<(), TextError> {
-        let extractor = Arc::clone(&self.resolver.extractor);
-        let Some(matcher) = &extractor.matcher else {
-            return self.cut(&extractor.cutter, text, SKIP, out);
-        };
-        let mut row = std::mem::take(&mut self.row);
-        row.clear();
-        // Tokens that leave nothing stay in the row: terms do not reach over them.
-        self.cut(&extractor.cutter, text, NEVER, &mut row)?;
-        self.terms
-            .join(matcher, &mut self.resolver.numbers, &row, out)?;
-        self.row = row;
-        Ok(())
-    }
-
-    /// Appends the numbers of a cut row's features.
-    pub(crate) fn push_tokens_row<'a>(
+    /// Appends the numbers of the features of rows; a null row has none.
+    pub(crate) fn push_rows<'a>(
         &mut self,
-        tokens: impl Iterator<Item = &'a str>,
-        out: &mut Vec<u32>,
+        rows: impl Iterator<Item = Option<&'a str>>,
+        out: &mut Output<'_>,
     ) -> Result<(), TextError> {
-        let tokens = tokens.filter(|token| !token.is_empty());
         let extractor = Arc::clone(&self.resolver.extractor);
-        let Some(matcher) = &extractor.matcher else {
-            for token in tokens {
-                let value = self.resolver.value(token)?;
-                if value != SKIP {
-                    out.push(value);
-                }
-            }
-            return Ok(());
-        };
-        let mut row = std::mem::take(&mut self.row);
-        row.clear();
-        for token in tokens {
-            row.push(self.resolver.value(token)?);
-        }
-        self.terms
-            .join(matcher, &mut self.resolver.numbers, &row, out)?;
-        self.row = row;
-        Ok(())
-    }
-
-    /// Appends the values of a text's tokens but those that are `drop`.
-    fn cut(
-        &mut self,
-        cutter: &Cutter,
-        text: &str,
-        drop: u32,
-        out: &mut Vec<u32>,
-    ) -> Result<(), TextError> {
-        let scanner = match cutter {
+        let scanner = match &extractor.cutter {
             Cutter::Whitespace => scan::whitespace,
             Cutter::Words => scan::words,
             Cutter::QuXie => scan::letters_and_numbers,
             Cutter::Icu(_) => scan::between_white_space,
             #[cfg(feature = "huggingface")]
             Cutter::HuggingFace(tokenizer) => {
-                for id in tokenizer.ids(text)? {
-                    let token = tokenizer.token(id)?;
-                    if self.by_token_id[id as usize] == UNKNOWN {
-                        self.by_token_id[id as usize] = self.resolver.resolve(token)?;
-                    }
-                    let value = self.by_token_id[id as usize];
-                    if value != drop {
-                        out.push(value);
-                    }
+                for row in rows {
+                    self.push_ids(tokenizer, row.unwrap_or_default(), out)?;
                 }
                 return Ok(());
             }
         };
-        let mut rest = text;
-        while !rest.is_empty() {
-            let (block, after) = split_block(rest);
-            rest = after;
-            let mut padded = std::mem::take(&mut self.padded);
-            padded.clear();
-            padded.extend_from_slice(block.as_bytes());
-            padded.extend_from_slice(&[b' '; PADDING]);
-            let mut place = 0;
-            while place < block.len() {
-                self.queue.clear();
-                let view = Block {
-                    text: block,
-                    padded: &padded,
-                };
-                place = scanner(view, place, &mut self.queue);
-                self.look_up(cutter, block, drop, out)?;
+        // An earlier row may have ended in an error.
+        self.row.clear();
+        self.queue.clear();
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.clear();
+        for row in rows {
+            let mut rest = row.unwrap_or_default();
+            loop {
+                if batch.len() > BATCH_BYTES {
+                    self.look_up(&extractor, &batch, out)?;
+                    batch.clear();
+                }
+                let (block, after) = split_block(rest);
+                let mut place = batch.len();
+                batch.push_str(block);
+                let end = batch.len();
+                batch.push_str(PADDING);
+                while place < end {
+                    place = scanner(Block { text: &batch, end }, place, &mut self.queue);
+                    if self.queue.len() >= QUEUE_LENGTH {
+                        self.look_up(&extractor, &batch, out)?;
+                    }
+                }
+                rest = after;
+                if rest.is_empty() {
+                    break;
+                }
             }
-            self.padded = padded;
+            self.queue.push(Item::ROW_END);
+            if self.queue.len() >= QUEUE_LENGTH {
+                self.look_up(&extractor, &batch, out)?;
+            }
         }
+        self.look_up(&extractor, &batch, out)?;
+        self.batch = batch;
         Ok(())
     }
 
-    /// Appends the values of the queue but those that are `drop`.
+    /// Appends the numbers of a row by the ids of a Hugging Face tokenizer.
+    #[cfg(feature = "huggingface")]
+    fn push_ids(
+        &mut self,
+        tokenizer: &tokenize::HuggingFaceTokenizer,
+        text: &str,
+        out: &mut Output<'_>,
+    ) -> Result<(), TextError> {
+        self.row.clear();
+        for id in tokenizer.ids(text)? {
+            let token = tokenizer.token(id)?;
+            if self.by_token_id[id as usize] == UNKNOWN {
+                self.by_token_id[id as usize] = self.resolver.resolve(token)?;
+            }
+            self.row.push(self.by_token_id[id as usize]);
+        }
+        let extractor = Arc::clone(&self.resolver.extractor);
+        self.end_row(&extractor, out)
+    }
+
+    /// Appends the numbers of the features of a row that is cut already.
+    pub(crate) fn push_tokens_row<'a>(
+        &mut self,
+        tokens: impl Iterator<Item = &'a str>,
+        out: &mut Output<'_>,
+    ) -> Result<(), TextError> {
+        self.row.clear();
+        for token in tokens.filter(|token| !token.is_empty()) {
+            self.row.push(self.resolver.value(token)?);
+        }
+        let extractor = Arc::clone(&self.resolver.extractor);
+        self.end_row(&extractor, out)
+    }
+
+    /// Moves the values of `self.row` to the output, terms joined and dropped tokens left out.
+    fn end_row(
+        &mut self,
+        extractor: &FeatureExtractor,
+        out: &mut Output<'_>,
+    ) -> Result<(), TextError> {
+        match &extractor.matcher {
+            Some(matcher) => {
+                let numbers = &mut self.resolver.numbers;
+                self.terms.join(matcher, numbers, &self.row, out.numbers)?;
+            }
+            None => out
+                .numbers
+                .extend(self.row.iter().filter(|&&value| value != SKIP)),
+        }
+        self.row.clear();
+        out.row_ends.push(out.numbers.len());
+        Ok(())
+    }
+
+    /// Moves the queue to the output. `batch` is the text that its items lie in.
     fn look_up(
         &mut self,
-        cutter: &Cutter,
-        block: &str,
-        drop: u32,
-        out: &mut Vec<u32>,
+        extractor: &FeatureExtractor,
+        batch: &str,
+        out: &mut Output<'_>,
     ) -> Result<(), TextError> {
         let queue = std::mem::take(&mut self.queue);
-        let mut touched = 0;
-        for item in &queue {
-            touched ^= self.resolver.short.touch(item.key());
-        }
-        std::hint::black_box(touched);
-        let mut values = [0_u32; QUEUE_LENGTH];
+        let mut values = [UNKNOWN; QUEUE_LENGTH + 1];
+        self.look_up_short(&queue, &mut values)?;
+        // With a term list, tokens that leave nothing stay in the row: terms do not reach over them.
+        let joins = extractor.matcher.is_some();
+        let drop = if joins { NEVER } else { SKIP };
         let mut length = 0;
-        for &item in &queue {
+        for (index, &item) in queue.iter().enumerate() {
             if item.is_short() {
-                let value = match self.resolver.short.get(item.key()) {
-                    Some(value) => value,
-                    None => self.resolver.short_miss(item.key())?,
-                };
+                let value = values[index];
                 values[length] = value;
                 length += usize::from(value != drop);
                 continue;
             }
-            out.extend_from_slice(&values[..length]);
+            let target = if joins {
+                &mut self.row
+            } else {
+                &mut *out.numbers
+            };
+            target.extend_from_slice(&values[..length]);
             length = 0;
-            self.look_up_long(cutter, block, item, drop, out)?;
+            if item != Item::ROW_END {
+                let mut row = std::mem::take(target);
+                let outcome = self.look_up_long(&extractor.cutter, batch, item, drop, &mut row);
+                *if joins {
+                    &mut self.row
+                } else {
+                    &mut *out.numbers
+                } = row;
+                outcome?;
+            } else if joins {
+                self.end_row(extractor, out)?;
+            } else {
+                out.row_ends.push(out.numbers.len());
+            }
         }
-        out.extend_from_slice(&values[..length]);
+        let target = if joins {
+            &mut self.row
+        } else {
+            &mut *out.numbers
+        };
+        target.extend_from_slice(&values[..length]);
         self.queue = queue;
+        self.queue.clear();
         Ok(())
     }
 
+    /// The values of the short tokens in the queue. Each pass starts the memory accesses of many
+    /// tokens before the next one needs them.
+    fn look_up_short(
+        &mut self,
+        queue: &[Item],
+        values: &mut [u32; QUEUE_LENGTH + 1],
+    ) -> Result<(), TextError> {
+        let Self {
+            resolver, misses, ..
+        } = self;
+        let mut touched = 0;
+        for item in queue {
+            touched ^= resolver.short.touch(item.key());
+        }
+        std::hint::black_box(touched);
+        misses.clear();
+        for (index, (item, value)) in queue.iter().zip(values.iter_mut()).enumerate() {
+            if item.is_short() {
+                match resolver.short.get(item.key()) {
+                    Some(known) => *value = known,
+                    None => misses.push(index),
+                }
+            }
+        }
+        let mut touched = 0;
+        for &index in misses.iter() {
+            let (bytes, length) = queue[index].key().bytes();
+            touched ^= resolver.numbers.touch(&bytes[..length]);
+        }
+        std::hint::black_box(touched);
+        for &index in misses.iter() {
+            values[index] = resolver.short_value(queue[index].key())?;
+        }
+        Ok(())
+    }
+
+    /// Appends the values of a long token or of a piece but those that are `drop`.
     #[inline(never)]
     fn look_up_long(
         &mut self,
         cutter: &Cutter,
-        block: &str,
+        batch: &str,
         item: Item,
         drop: u32,
         out: &mut Vec<u32>,
     ) -> Result<(), TextError> {
         let mut push = |values: &[u32]| out.extend(values.iter().filter(|&&value| value != drop));
         let piece = match item.meaning() {
-            Meaning::Short(key) => {
-                push(&[self.resolver.short_miss(key)?]);
-                return Ok(());
-            }
+            Meaning::Short(_) | Meaning::RowEnd => return Ok(()),
             Meaning::Long(start, end) => {
-                let token = &block[start..end];
+                let token = &batch[start..end];
                 let value = match cutter {
                     Cutter::Whitespace => self.resolver.value(token)?,
                     _ => self.resolver.value(&token.to_ascii_lowercase())?,
@@ -411,7 +498,7 @@ impl<N: Numbers> Road<N> {
                 push(&[value]);
                 return Ok(());
             }
-            Meaning::Piece(start, end) => &block[start..end],
+            Meaning::Piece(start, end) => &batch[start..end],
         };
         if let Some(values) = self.pieces.get(piece.as_bytes()) {
             push(values);
@@ -438,16 +525,16 @@ impl<N: Numbers> Road<N> {
     }
 }
 
-/// About [`BLOCK_BYTES`] of text that end behind a blank, and the rest; all of it if no blank comes.
+/// About [`BATCH_BYTES`] of text that end behind a blank, and the rest; all of it if no blank comes.
 fn split_block(text: &str) -> (&str, &str) {
-    if text.len() <= BLOCK_BYTES {
+    if text.len() <= BATCH_BYTES {
         return (text, "");
     }
-    match text.as_bytes()[BLOCK_BYTES..]
+    match text.as_bytes()[BATCH_BYTES..]
         .iter()
         .position(|&byte| byte == b' ')
     {
-        Some(blank) => text.split_at(BLOCK_BYTES + blank + 1),
+        Some(blank) => text.split_at(BATCH_BYTES + blank + 1),
         None => (text, ""),
     }
 }

@@ -1,20 +1,20 @@
 //! Cuts rows fast: eight bytes at a step where the text is ASCII.
 //!
-//! In: a block of text that ends at ASCII white space or at the row's end, with blanks behind it, so
-//! that every load is within bounds and every token has an end. Out: a queue of tokens (short ones as
+//! In: a row, or a part of it that ends behind a blank, within a longer text that has blanks before
+//! and behind, so that every load is within bounds and every token has an end. Out: a queue of tokens (short ones as
 //! keys, in ASCII lower case where the tokenizer lower-cases) and of pieces that need the plain road.
 //! Each scanner stops when the queue is full and is called again with the place it reached.
 
 use crate::memo::{SHORT_BYTES, ShortKey};
 use crate::unicode::{is_letter_or_number, is_python_space};
 
-/// Blanks behind a block.
-pub(crate) const PADDING: usize = 32;
+/// Blanks behind each row.
+pub(crate) const PADDING: &str = "                        ";
 
 /// Items that are queued before they are looked up.
 pub(crate) const QUEUE_LENGTH: usize = 256;
 
-/// A token or piece of the block.
+/// A token or piece of the text, or the end of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Item {
     low: u64,
@@ -26,18 +26,26 @@ pub(crate) struct Item {
 pub(crate) enum Meaning {
     /// A normalised token.
     Short(ShortKey),
-    /// A token in bytes `start..end` of the block, to be lower-cased if the tokenizer does so.
+    /// A token in bytes `start..end` of the text, to be lower-cased if the tokenizer does so.
     Long(usize, usize),
-    /// Bytes `start..end` of the block for the plain road.
+    /// Bytes `start..end` of the text for the plain road.
     Piece(usize, usize),
+    /// A row ends.
+    RowEnd,
 }
 
 /// In the last byte of an item, where a short key has its length.
 const LONG: u64 = 0xFF;
 const PIECE: u64 = 0xFE;
+const ROW_END: u64 = 0xFD;
 const LENGTH_BITS: u32 = 56;
 
 impl Item {
+    pub(crate) const ROW_END: Self = Self {
+        low: 0,
+        high: ROW_END << LENGTH_BITS,
+    };
+
     #[inline(always)]
     fn spanned(mark: u64, start: usize, end: usize) -> Self {
         Self {
@@ -57,7 +65,7 @@ impl Item {
 
     #[inline(always)]
     pub(crate) fn is_short(self) -> bool {
-        self.high >> LENGTH_BITS < PIECE
+        self.high >> LENGTH_BITS < ROW_END
     }
 
     #[inline(always)]
@@ -67,16 +75,17 @@ impl Item {
         match self.high >> LENGTH_BITS {
             LONG => Meaning::Long(start, end),
             PIECE => Meaning::Piece(start, end),
+            ROW_END => Meaning::RowEnd,
             _ => Meaning::Short(self.key()),
         }
     }
 }
 
-/// A block of text and the same bytes with blanks behind.
+/// Rows with [`PADDING`] behind each, and where the one at hand ends.
 #[derive(Clone, Copy)]
 pub(crate) struct Block<'a> {
     pub(crate) text: &'a str,
-    pub(crate) padded: &'a [u8],
+    pub(crate) end: usize,
 }
 
 const EVERY: u64 = 0x0101_0101_0101_0101;
@@ -184,9 +193,13 @@ fn is_ascii_white_space(byte: u8) -> bool {
 
 /// `whitespace`: fills the queue from `place`, gives the place to go on from.
 pub(crate) fn whitespace(block: Block<'_>, mut place: usize, queue: &mut Vec<Item>) -> usize {
-    let Block { text, padded } = block;
+    let Block {
+        text,
+        end: block_end,
+    } = block;
+    let padded = text.as_bytes();
     let is_space = |byte: u8| is_ascii_white_space(byte) || (0x1C..=0x1F).contains(&byte);
-    while place < text.len() && queue.len() < QUEUE_LENGTH {
+    while place < block_end && queue.len() < QUEUE_LENGTH {
         let start = place;
         loop {
             let stop = below_or_high(load(padded, place), b' ' + 1);
@@ -272,8 +285,12 @@ fn class(byte: u8) -> Class {
 /// together with the ASCII word or the one separator before it, which it may change (a mark composes
 /// with `=`, a joiner holds on to anything).
 pub(crate) fn words(block: Block<'_>, mut place: usize, queue: &mut Vec<Item>) -> usize {
-    let Block { text, padded } = block;
-    while place < text.len() && queue.len() < QUEUE_LENGTH {
+    let Block {
+        text,
+        end: block_end,
+    } = block;
+    let padded = text.as_bytes();
+    while place < block_end && queue.len() < QUEUE_LENGTH {
         let start = place;
         let piece_start = match class(padded[place]) {
             Class::Letter | Class::Digit | Class::Underscore => match word_end(padded, start) {
@@ -360,8 +377,12 @@ pub(crate) fn letters_and_numbers(
     mut place: usize,
     queue: &mut Vec<Item>,
 ) -> usize {
-    let Block { text, padded } = block;
-    while place < text.len() && queue.len() < QUEUE_LENGTH {
+    let Block {
+        text,
+        end: block_end,
+    } = block;
+    let padded = text.as_bytes();
+    while place < block_end && queue.len() < QUEUE_LENGTH {
         let start = place;
         let mut ascii = true;
         loop {
@@ -396,8 +417,12 @@ pub(crate) fn between_white_space(
     mut place: usize,
     queue: &mut Vec<Item>,
 ) -> usize {
-    let Block { text, padded } = block;
-    while place < text.len() && queue.len() < QUEUE_LENGTH {
+    let Block {
+        text,
+        end: block_end,
+    } = block;
+    let padded = text.as_bytes();
+    while place < block_end && queue.len() < QUEUE_LENGTH {
         let start = place;
         place = skip_alphanumeric(padded, place);
         if is_ascii_white_space(padded[place]) {

@@ -202,6 +202,11 @@ impl Vocabulary {
         self.terms.get(term)
     }
 
+    /// Touches the place of a term, see [`Terms::touch`].
+    pub(crate) fn touch(&self, term: &[u8]) -> u32 {
+        self.terms.touch(term)
+    }
+
     /// By local index of a dictionary: the id, or [`OUT_OF_VOCABULARY`].
     #[must_use]
     pub fn remap(&self, dictionary: &Dictionary) -> Vec<u32> {
