@@ -21,6 +21,8 @@ mod merge;
 mod phrases;
 #[cfg(test)]
 mod property_tests;
+#[cfg(test)]
+mod python_tests;
 mod resources;
 mod road;
 mod scan;

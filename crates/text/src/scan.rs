@@ -131,7 +131,7 @@ fn within(word: u64, first: u8, last: u8) -> u64 {
 #[inline(always)]
 fn not_alphanumeric(word: u64) -> u64 {
     let ascii = word & !HIGH;
-    let letters = within(ascii | 0x20 * EVERY, b'a', b'z');
+    let letters = within(ascii | (0x20 * EVERY), b'a', b'z');
     let digits = within(ascii, b'0', b'9');
     !(letters | digits) & HIGH | word & HIGH
 }
