@@ -7,8 +7,9 @@
 use std::sync::Arc;
 
 use crate::merge::TermCount;
+use crate::road::{MemoLimits, Numbers, Output, Road};
 use crate::terms::Terms;
-use crate::{FeatureExtractor, Scratch, TextError};
+use crate::{FeatureExtractor, TextError};
 
 /// Counts of one term, and the last row that held it.
 #[derive(Debug, Clone, Copy)]
@@ -20,76 +21,95 @@ struct Counts {
 
 /// Counts the terms of rows; one for each thread.
 pub struct DictionaryBuilder {
-    extractor: Arc<FeatureExtractor>,
-    terms: Terms,
+    road: Road<Terms>,
     counts: Vec<Counts>,
     /// Number of the current row, from 1.
     row: u64,
-    scratch: Scratch,
+    row_ends: Vec<usize>,
+}
+
+impl Numbers for Terms {
+    fn number(&mut self, feature: &str) -> Result<u32, TextError> {
+        self.insert(feature)
+    }
+
+    fn touch(&self, token: &[u8]) -> u32 {
+        Terms::touch(self, token)
+    }
 }
 
 impl DictionaryBuilder {
     /// An empty dictionary over the features of `extractor`.
     #[must_use]
     pub fn new(extractor: &Arc<FeatureExtractor>) -> Self {
+        Self::with_limits(extractor, MemoLimits::default())
+    }
+
+    pub(crate) fn with_limits(extractor: &Arc<FeatureExtractor>, limits: MemoLimits) -> Self {
         Self {
-            extractor: Arc::clone(extractor),
-            terms: Terms::default(),
+            road: Road::new(extractor, Terms::default(), limits),
             counts: Vec::new(),
             row: 0,
-            scratch: Scratch::default(),
+            row_ends: Vec::new(),
         }
     }
 
-    /// Appends a row's features to `out` as local indices (dense, in the order of first sight) and
-    /// counts them: each occurrence as a token, each distinct feature as one document.
+    /// Appends a row's features to `out` as local indices and counts them: each occurrence as a token,
+    /// each distinct feature as one document. Local indices are dense; their order says nothing.
     ///
     /// # Errors
-    /// More than 2^32 - 17 distinct terms; a Hugging Face tokenizer that refuses the text. The row is
-    /// then counted in part: drop the builder.
+    /// More than 2^32 - 17 distinct terms (2^31 with phrases or concepts); a Hugging Face tokenizer
+    /// that refuses the text. `out` may then hold a part of the row, and the row is not counted.
     pub fn push_row(&mut self, text: &str, out: &mut Vec<u32>) -> Result<(), TextError> {
-        let start = out.len();
-        let mut outcome = Ok(());
-        let Self {
-            extractor,
-            terms,
-            scratch,
-            ..
-        } = self;
-        extractor.for_each_feature(text, scratch, |feature| match terms.insert(feature) {
-            Ok(index) => out.push(index),
-            Err(error) => outcome = Err(error),
-        })?;
-        outcome?;
-        self.count(&out[start..]);
+        let mut row_ends = std::mem::take(&mut self.row_ends);
+        row_ends.clear();
+        let outcome = self.push_rows(std::iter::once(Some(text)), out, &mut row_ends);
+        self.row_ends = row_ends;
+        outcome
+    }
+
+    /// [`DictionaryBuilder::push_row`] for many rows, which is faster where rows are short. After each
+    /// row the length of `out` is appended to `row_ends`. A null row is a row without features.
+    ///
+    /// # Errors
+    /// Like [`DictionaryBuilder::push_row`]; then no row of this call is counted.
+    pub fn push_rows<'a>(
+        &mut self,
+        rows: impl IntoIterator<Item = Option<&'a str>>,
+        out: &mut Vec<u32>,
+        row_ends: &mut Vec<usize>,
+    ) -> Result<(), TextError> {
+        let mut start = out.len();
+        let first_row = row_ends.len();
+        let mut output = Output {
+            numbers: out,
+            row_ends,
+        };
+        self.road.push_rows(rows.into_iter(), &mut output)?;
+        for &end in &row_ends[first_row..] {
+            self.count(&out[start..end]);
+            start = end;
+        }
         Ok(())
     }
 
     /// [`DictionaryBuilder::push_row`] for a row that is cut into tokens already: filters, lemma,
-    /// phrases and concepts apply, the tokenizer does not.
+    /// phrases and concepts apply, the tokenizer does not. An empty token is no token.
     ///
     /// # Errors
-    /// More than 2^32 - 17 distinct terms.
+    /// More than 2^32 - 17 distinct terms (2^31 with phrases or concepts).
     pub fn push_tokens_row<'a>(
         &mut self,
         tokens: impl Iterator<Item = &'a str>,
         out: &mut Vec<u32>,
     ) -> Result<(), TextError> {
         let start = out.len();
-        let mut outcome = Ok(());
-        let Self {
-            extractor,
-            terms,
-            scratch,
-            ..
-        } = self;
-        extractor.for_each_feature_of_tokens(tokens, scratch, |feature| {
-            match terms.insert(feature) {
-                Ok(index) => out.push(index),
-                Err(error) => outcome = Err(error),
-            }
-        });
-        outcome?;
+        self.row_ends.clear();
+        let mut output = Output {
+            numbers: out,
+            row_ends: &mut self.row_ends,
+        };
+        self.road.push_tokens_row(tokens, &mut output)?;
         self.count(&out[start..]);
         Ok(())
     }
@@ -101,7 +121,7 @@ impl DictionaryBuilder {
             documents: 0,
             last_row: 0,
         };
-        self.counts.resize(self.terms.len(), unseen);
+        self.counts.resize(self.len(), unseen);
         for &index in row {
             let counts = &mut self.counts[index as usize];
             counts.tokens += 1;
@@ -119,7 +139,7 @@ impl DictionaryBuilder {
     /// Distinct terms so far.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.terms.len()
+        self.road.numbers().len()
     }
 
     /// Whether no feature was seen yet.
@@ -131,7 +151,9 @@ impl DictionaryBuilder {
     /// Bytes on the heap: terms, counts and memo. Ask between rows, and spill when it is too much.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
-        self.terms.held_bytes() + self.counts.capacity() * size_of::<Counts>()
+        self.road.held_bytes()
+            + self.road.numbers().held_bytes()
+            + self.counts.capacity() * size_of::<Counts>()
     }
 
     /// The dictionary; its local indices are those that the rows were given.
@@ -140,7 +162,7 @@ impl DictionaryBuilder {
         Dictionary {
             tokens: self.counts.iter().map(|counts| counts.tokens).collect(),
             documents: self.counts.iter().map(|counts| counts.documents).collect(),
-            terms: self.terms.without_index(),
+            terms: self.road.into_numbers().without_index(),
         }
     }
 }

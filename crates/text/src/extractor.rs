@@ -323,3 +323,207 @@ fn unicode_of(tokenizer: &Tokenizer) -> String {
         Tokenizer::Whitespace | Tokenizer::HuggingFace(_) => String::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    fn features(spec: &FeatureSpec, text: &str) -> Vec<String> {
+        let mut features = Vec::new();
+        FeatureExtractor::new(spec)
+            .unwrap()
+            .for_each_feature(text, &mut Scratch::default(), |feature| {
+                features.push(feature.to_owned())
+            })
+            .unwrap();
+        features
+    }
+
+    fn with_list(
+        list: &str,
+        set: impl Fn(&mut FeatureSpec, std::path::PathBuf),
+    ) -> (tempfile::TempDir, FeatureSpec) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("list.txt");
+        std::fs::write(&path, list).unwrap();
+        let mut spec = FeatureSpec::default();
+        set(&mut spec, path);
+        (folder, spec)
+    }
+
+    #[test]
+    fn an_extractor_can_be_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<FeatureExtractor>();
+        shared::<crate::Vocabulary>();
+    }
+
+    #[test]
+    fn phrases_are_joined_longest_first_and_other_tokens_stay() {
+        let list = "new york\nnew york city\nstatue of liberty\tliberty island\nyork city hall\n";
+        let (_folder, mut spec) = with_list(list, |spec, path| spec.phrases = Some(path));
+        spec.stop_words = Some(StopWords::English);
+        assert_eq!(
+            features(
+                &spec,
+                "The Statue of Liberty in New York City Hall, or New York"
+            ),
+            ["liberty island", "new york city", "hall", "new york"]
+        );
+        // Tokens that are dropped still stand between: no match over them.
+        assert_eq!(
+            features(&spec, "new the york of statue"),
+            ["new", "york", "statue"]
+        );
+        assert_eq!(
+            features(&spec, "newyork new yorkers"),
+            ["newyork", "new", "yorkers"]
+        );
+    }
+
+    #[test]
+    fn concepts_alone_are_features() {
+        let list = "polar bear\nbear\nbe\n";
+        let (_folder, mut spec) = with_list(list, |spec, path| spec.concepts = Some(path));
+        spec.stop_words = Some(StopWords::English);
+        assert_eq!(
+            features(&spec, "to be a Polar bear, a bear: polar, not bears"),
+            ["be", "polar bear", "bear"]
+        );
+    }
+
+    #[test]
+    fn a_term_list_with_an_empty_term_or_two_names_is_refused_with_its_line() {
+        for list in [
+            "dog\n!!!\n",
+            "a dog\tx\nA  DOG\ty\n",
+            "dog\t\n",
+            "dog\tx\ty\n",
+        ] {
+            let (_folder, spec) = with_list(list, |spec, path| spec.concepts = Some(path));
+            let error = FeatureExtractor::new(&spec).unwrap_err();
+            assert!(
+                matches!(error, TextError::BadLine { line: 1 | 2, .. }),
+                "{error}"
+            );
+            assert_eq!(error.kind(), ErrorKind::User);
+        }
+    }
+
+    #[test]
+    fn the_same_content_at_another_path_resolves_to_the_same() {
+        let set = |spec: &mut FeatureSpec, path| spec.stop_words = Some(StopWords::File(path));
+        let (_one, left) = with_list("the\na\n", set);
+        let (_two, right) = with_list("the\na\n", set);
+        let (_three, other) = with_list("the\n", set);
+        assert_ne!(left, right);
+        let resolve = |spec| FeatureExtractor::new(spec).unwrap().describe().clone();
+        assert_eq!(resolve(&left), resolve(&right));
+        assert_ne!(resolve(&left), resolve(&other));
+        let json = serde_json::to_value(resolve(&left)).unwrap();
+        assert_eq!(
+            serde_json::from_value::<ResolvedSpec>(json).unwrap(),
+            resolve(&left)
+        );
+    }
+
+    #[test]
+    fn qu_xie_sets_the_filters_of_the_paper() {
+        let preset = FeatureSpec {
+            tokenizer: Tokenizer::QuXie,
+            ..FeatureSpec::default()
+        };
+        assert_eq!(
+            features(&preset, "The dogs_2 x 一二 don't ½ 3d"),
+            ["dogs", "3d"]
+        );
+        let written = FeatureSpec {
+            stop_words: Some(StopWords::English),
+            min_length: Some(2),
+            drop_numeric: true,
+            ..preset.clone()
+        };
+        let resolve = |spec| FeatureExtractor::new(spec).unwrap().describe().clone();
+        assert_eq!(resolve(&preset), resolve(&written));
+        let unfiltered = FeatureSpec {
+            stop_words: Some(StopWords::Off),
+            min_length: Some(0),
+            ..preset
+        };
+        assert_eq!(features(&unfiltered, "The dogs x 2"), ["the", "dogs", "x"]);
+    }
+
+    #[test]
+    fn what_cannot_be_built_is_said_plainly() {
+        let both = FeatureSpec {
+            phrases: Some("a".into()),
+            concepts: Some("b".into()),
+            ..FeatureSpec::default()
+        };
+        assert!(matches!(
+            FeatureExtractor::new(&both),
+            Err(TextError::Conflict { .. })
+        ));
+        let missing = FeatureSpec {
+            lemma: Some(Lemma::WordNet("no-such-folder".into())),
+            ..FeatureSpec::default()
+        };
+        let error = FeatureExtractor::new(&missing).unwrap_err().to_string();
+        assert!(
+            error.contains("wordnet-base") && error.contains("index.noun"),
+            "{error}"
+        );
+        #[cfg(not(feature = "huggingface"))]
+        {
+            let spec = FeatureSpec {
+                tokenizer: Tokenizer::HuggingFace("tokenizer.json".into()),
+                ..FeatureSpec::default()
+            };
+            let error = FeatureExtractor::new(&spec).unwrap_err().to_string();
+            assert!(error.contains("--features huggingface"), "{error}");
+        }
+    }
+
+    #[cfg(feature = "huggingface")]
+    #[test]
+    fn a_hugging_face_tokenizer_gives_its_tokens() {
+        use std::sync::Arc;
+        // A word-level model with truncation and padding, both of which must not be heeded.
+        let json = r#"{
+            "version": "1.0",
+            "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+            "padding": {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null,
+                        "pad_id": 0, "pad_type_id": 0, "pad_token": "[UNK]"},
+            "added_tokens": [], "normalizer": {"type": "Lowercase"},
+            "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 1, "dog": 2, "runs": 7}, "unk_token": "[UNK]"}
+        }"#;
+        let (_folder, mut spec) = with_list(json, |spec, path| {
+            spec.tokenizer = Tokenizer::HuggingFace(path)
+        });
+        let text = "A dog runs, a DOG";
+        let expected = ["a", "dog", "runs", "[UNK]", "a", "dog"];
+        assert_eq!(features(&spec, text), expected);
+        let extractor = Arc::new(FeatureExtractor::new(&spec).unwrap());
+        let mut builder = crate::DictionaryBuilder::new(&extractor);
+        let mut out = Vec::new();
+        builder.push_row(text, &mut out).unwrap();
+        builder.push_row("", &mut out).unwrap();
+        let dictionary = builder.finish();
+        let found: Vec<&str> = out
+            .iter()
+            .map(|&local| dictionary.entry(local).term)
+            .collect();
+        assert_eq!(found, expected);
+        spec.min_length = Some(2);
+        assert_eq!(features(&spec, text), ["dog", "runs", "[UNK]", "dog"]);
+        let (_folder, broken) = with_list("{}", |spec, path| {
+            spec.tokenizer = Tokenizer::HuggingFace(path)
+        });
+        assert!(matches!(
+            FeatureExtractor::new(&broken),
+            Err(TextError::HuggingFace { .. })
+        ));
+    }
+}

@@ -66,10 +66,6 @@ impl Lemmatizer {
             Self::WordNet(nouns) => nouns.lemma(token, buffer),
         }
     }
-
-    pub(crate) fn is_identity(&self) -> bool {
-        matches!(self, Self::Identity)
-    }
 }
 
 /// The nouns of WordNet and their irregular forms.

@@ -16,9 +16,16 @@ mod error;
 mod extractor;
 mod hash;
 mod lemma;
+mod memo;
 mod merge;
 mod phrases;
+#[cfg(test)]
+mod property_tests;
+#[cfg(test)]
+mod python_tests;
 mod resources;
+mod road;
+mod scan;
 mod spec;
 mod stop_words;
 mod terms;

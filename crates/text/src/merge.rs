@@ -167,3 +167,47 @@ where
         step.transpose()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(term: &str, tokens: u64) -> Result<TermCount, TextError> {
+        Ok(TermCount {
+            term: term.into(),
+            tokens,
+            documents: 1,
+        })
+    }
+
+    #[test]
+    fn an_unsorted_stream_or_an_overflow_ends_the_merge_with_an_error() {
+        let unsorted = vec![count("a", 1), count("c", 1), count("b", 1)];
+        let mut merged = merge_sorted(vec![vec![count("d", 1)].into_iter(), unsorted.into_iter()]);
+        assert_eq!(merged.next().unwrap().unwrap().term, "a");
+        let error = merged.next().unwrap().unwrap_err();
+        assert!(
+            matches!(error, TextError::Unsorted { stream: 1, .. }),
+            "{error}"
+        );
+        assert!(merged.next().is_none());
+
+        let streams = vec![
+            vec![count("a", u64::MAX)].into_iter(),
+            vec![count("a", 1)].into_iter(),
+        ];
+        let error = merge_sorted(streams).next().unwrap().unwrap_err();
+        assert!(matches!(error, TextError::CountOverflow { .. }), "{error}");
+    }
+
+    #[test]
+    fn no_streams_and_empty_streams_merge_to_nothing() {
+        assert!(
+            merge_sorted::<std::vec::IntoIter<Result<TermCount, TextError>>, _>(vec![])
+                .next()
+                .is_none()
+        );
+        let empty: Vec<Result<TermCount, TextError>> = vec![];
+        assert!(merge_sorted(vec![empty.into_iter()]).next().is_none());
+    }
+}

@@ -1,6 +1,8 @@
 //! Distinct terms in one arena, numbered in the order of arrival.
-
-use hashbrown::HashTable;
+//!
+//! The index is an open-addressing table of its own, because a lookup of a rare term is a wait for
+//! memory: a slot says all but the term's bytes, so that a hit costs two cache misses, and
+//! [`Terms::touch`] can start the first of them early.
 
 use crate::TextError;
 use crate::hash::hash_bytes;
@@ -8,22 +10,27 @@ use crate::hash::hash_bytes;
 /// The largest number of terms: ids above are kept for marks such as "outside the vocabulary".
 pub(crate) const TERM_LIMIT: u32 = u32::MAX - 16;
 
-/// One entry of the index. 32 bits of the hash are kept so that growing needs no second look at the
-/// arena and a wrong candidate is seldom compared.
+/// One place of the index.
 #[derive(Clone, Copy)]
 struct Slot {
+    /// The part of the hash that decides the place, and keeps wrong candidates from being compared.
     hash: u32,
     index: u32,
+    /// Start of the term in the arena and its length, as `start << LENGTH_BITS | length`.
+    place: u64,
 }
 
-/// Spreads a kept hash over 64 bits: the table takes its place from the low and its tag from the
-/// high bits.
-fn spread(hash: u32) -> u64 {
-    u64::from(hash).wrapping_mul(0x9E37_79B9_7F4A_7C15)
-}
+const LENGTH_BITS: u32 = 24;
+/// Stands for this length and any longer one.
+const LONG: usize = (1 << LENGTH_BITS) - 1;
+const EMPTY: Slot = Slot {
+    hash: 0,
+    index: u32::MAX,
+    place: 0,
+};
 
-fn short_hash(term: &str) -> u32 {
-    let hash = hash_bytes(term.as_bytes());
+fn short_hash(term: &[u8]) -> u32 {
+    let hash = hash_bytes(term);
     (hash >> 32) as u32 ^ hash as u32
 }
 
@@ -32,7 +39,8 @@ fn short_hash(term: &str) -> u32 {
 pub(crate) struct Terms {
     arena: String,
     ends: Vec<usize>,
-    index: HashTable<Slot>,
+    /// Empty, or a power of two with at least 3/8 of the slots empty.
+    slots: Vec<Slot>,
 }
 
 impl Terms {
@@ -47,42 +55,126 @@ impl Terms {
         &self.arena[start..self.ends[index]]
     }
 
+    fn place(&self, hash: u32) -> usize {
+        // Slots are asked by the high bits of a product: the low bits of a hash may be poor.
+        let spread = u64::from(hash).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        (spread >> 32) as usize & (self.slots.len() - 1)
+    }
+
+    fn holds(&self, slot: Slot, term: &str) -> bool {
+        let length = slot.place as usize & LONG;
+        if length == LONG {
+            return self.term(slot.index) == term;
+        }
+        let start = (slot.place >> LENGTH_BITS) as usize;
+        length == term.len() && &self.arena.as_bytes()[start..start + length] == term.as_bytes()
+    }
+
+    /// The number of a term, or the empty place where it belongs. There must be slots.
+    fn find(&self, hash: u32, term: &str) -> Result<u32, usize> {
+        let mut place = self.place(hash);
+        loop {
+            let slot = self.slots[place];
+            if slot.index == EMPTY.index {
+                return Err(place);
+            }
+            if slot.hash == hash && self.holds(slot, term) {
+                return Ok(slot.index);
+            }
+            place = (place + 1) & (self.slots.len() - 1);
+        }
+    }
+
+    /// Touches the place of a term, so that it is in the cache when it is asked for.
+    pub(crate) fn touch(&self, term: &[u8]) -> u32 {
+        if self.slots.is_empty() {
+            return 0;
+        }
+        self.slots[self.place(short_hash(term))].hash
+    }
+
     pub(crate) fn get(&self, term: &str) -> Option<u32> {
-        let hash = short_hash(term);
-        self.index
-            .find(spread(hash), |slot| {
-                slot.hash == hash && self.term(slot.index) == term
-            })
-            .map(|slot| slot.index)
+        if self.slots.is_empty() {
+            return None;
+        }
+        self.find(short_hash(term.as_bytes()), term).ok()
     }
 
     /// The term's number, a new one if it was not there.
     pub(crate) fn insert(&mut self, term: &str) -> Result<u32, TextError> {
-        if let Some(index) = self.get(term) {
-            return Ok(index);
+        if self.len() >= self.slots.len() / 8 * 5 {
+            self.grow();
         }
+        let hash = short_hash(term.as_bytes());
+        let place = match self.find(hash, term) {
+            Ok(index) => return Ok(index),
+            Err(place) => place,
+        };
         let index = u32::try_from(self.len())
             .ok()
             .filter(|&index| index < TERM_LIMIT)
             .ok_or(TextError::TooManyTerms { limit: TERM_LIMIT })?;
+        let start = self.arena.len() as u64;
         self.arena.push_str(term);
         self.ends.push(self.arena.len());
-        let hash = short_hash(term);
-        self.index
-            .insert_unique(spread(hash), Slot { hash, index }, |slot| spread(slot.hash));
+        self.slots[place] = Slot {
+            hash,
+            index,
+            place: start << LENGTH_BITS | term.len().min(LONG) as u64,
+        };
         Ok(index)
+    }
+
+    fn grow(&mut self) {
+        let size = (self.slots.len() * 2).max(16);
+        let before = std::mem::replace(&mut self.slots, vec![EMPTY; size]);
+        for slot in before.into_iter().filter(|slot| slot.index != EMPTY.index) {
+            let mut place = self.place(slot.hash);
+            while self.slots[place].index != EMPTY.index {
+                place = (place + 1) & (size - 1);
+            }
+            self.slots[place] = slot;
+        }
     }
 
     /// Bytes on the heap.
     pub(crate) fn held_bytes(&self) -> usize {
         self.arena.capacity()
             + self.ends.capacity() * size_of::<usize>()
-            + self.index.allocation_size()
+            + self.slots.capacity() * size_of::<Slot>()
     }
 
     /// Frees the index: the terms stay, [`Terms::get`] finds nothing any more.
     pub(crate) fn without_index(mut self) -> Self {
-        self.index = HashTable::new();
+        self.slots = Vec::new();
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terms_keep_their_numbers_while_the_table_grows() {
+        let mut terms = Terms::default();
+        assert_eq!((terms.get(""), terms.touch(b"")), (None, 0));
+        let term = |number: u32| match number {
+            0 => String::new(),
+            1 => "x".repeat(LONG),
+            2 => "x".repeat(LONG + 1),
+            _ => number.to_string(),
+        };
+        for number in 0..10_000 {
+            assert_eq!(terms.get(&term(number)), None);
+            assert_eq!(terms.insert(&term(number)).unwrap(), number);
+            assert_eq!(terms.insert(&term(number / 2)).unwrap(), number / 2);
+        }
+        for number in 0..10_000 {
+            assert_eq!(terms.get(&term(number)), Some(number));
+            assert_eq!(terms.term(number), term(number));
+        }
+        assert_eq!(terms.get("10000"), None);
+        assert_eq!(terms.without_index().term(9_999), "9999");
     }
 }

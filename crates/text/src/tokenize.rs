@@ -7,7 +7,7 @@ use icu_segmenter::{WordSegmenter, WordSegmenterBorrowed};
 use unicode_normalization::UnicodeNormalization;
 use unicode_segmentation::UnicodeSegmentation;
 
-use crate::unicode::{is_ascii_white_space, is_letter_or_number, is_python_space};
+use crate::unicode::{is_ascii_white_space, is_letter_or_number, is_python_space, python_lower};
 use crate::{FeatureSpec, TextError, Tokenizer};
 
 #[cfg(feature = "huggingface")]
@@ -66,7 +66,7 @@ impl Cutter {
                     .chars()
                     .map(|c| if is_letter_or_number(c) { c } else { ' ' })
                     .collect();
-                cut.to_lowercase()
+                python_lower(&cut)
                     .split(is_python_space)
                     .filter(|token| !token.is_empty())
                     .try_for_each(each)

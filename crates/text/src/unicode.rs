@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use crate::unicode_tables::{LETTER_OR_NUMBER, NUMERIC};
+use crate::unicode_tables::{CASE_IGNORABLE, CASED, LETTER_OR_NUMBER, NUMERIC};
 
 /// One bit a code point below U+110000.
 struct CharSet(Box<[u64]>);
@@ -25,6 +25,32 @@ impl CharSet {
 static LETTERS_AND_NUMBERS: LazyLock<CharSet> =
     LazyLock::new(|| CharSet::from_ranges(LETTER_OR_NUMBER));
 static NUMERICS: LazyLock<CharSet> = LazyLock::new(|| CharSet::from_ranges(NUMERIC));
+
+static CASE_IGNORABLES: LazyLock<CharSet> = LazyLock::new(|| CharSet::from_ranges(CASE_IGNORABLE));
+static CASED_CHARACTERS: LazyLock<CharSet> = LazyLock::new(|| CharSet::from_ranges(CASED));
+
+/// Python 3.11's `str.lower` for text of letters, numbers and blanks.
+///
+/// The standard library's rule for a capital sigma at a word's end stands on a newer Unicode, where
+/// some letters (U+0295, for one) have lost their case. All other mappings of Unicode 14 are stable.
+pub(crate) fn python_lower(text: &str) -> String {
+    let beside = |mut characters: &mut dyn Iterator<Item = char>| {
+        let next = (&mut characters).find(|&c| !CASE_IGNORABLES.contains(c));
+        next.is_some_and(|c| CASED_CHARACTERS.contains(c))
+    };
+    let mut lower = String::with_capacity(text.len());
+    for (place, c) in text.char_indices() {
+        if c != 'Σ' {
+            lower.extend(c.to_lowercase());
+            continue;
+        }
+        let after = place + c.len_utf8();
+        let is_final =
+            beside(&mut text[..place].chars().rev()) && !beside(&mut text[after..].chars());
+        lower.push(if is_final { 'ς' } else { 'σ' });
+    }
+    lower
+}
 
 /// Whether a character is of category L or N in Unicode 14: Python 3.11's `[^\W_]`.
 pub(crate) fn is_letter_or_number(c: char) -> bool {
@@ -77,6 +103,13 @@ mod tests {
                 assert_eq!(set.contains(c), listed, "{c:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_capital_sigma_is_small_by_its_place() {
+        assert_eq!(python_lower("ΟΔΟΣ ΣΑΣ Σ ΣΑ"), "οδος σας σ σα");
+        // In Unicode 14 U+0295 is a small letter.
+        assert_eq!(python_lower("ʕΣ İ"), "ʕς i\u{307}");
     }
 
     #[test]

@@ -202,6 +202,11 @@ impl Vocabulary {
         self.terms.get(term)
     }
 
+    /// Touches the place of a term, see [`Terms::touch`].
+    pub(crate) fn touch(&self, term: &[u8]) -> u32 {
+        self.terms.touch(term)
+    }
+
     /// By local index of a dictionary: the id, or [`OUT_OF_VOCABULARY`].
     #[must_use]
     pub fn remap(&self, dictionary: &Dictionary) -> Vec<u32> {
@@ -216,5 +221,44 @@ impl Vocabulary {
     pub fn held_bytes(&self) -> usize {
         self.terms.held_bytes()
             + (self.tokens.capacity() + self.documents.capacity()) * size_of::<u64>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_given_set_gets_its_ids_from_the_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("terms.txt");
+        std::fs::write(&path, "zebra\n dog \n\ncat\r\ndog\n").unwrap();
+        let given = Vocabulary::from_file(&path).unwrap();
+        let terms = |vocabulary: &Vocabulary| -> Vec<String> {
+            (0..vocabulary.len() as u32)
+                .map(|id| vocabulary.term(id).to_owned())
+                .collect()
+        };
+        assert_eq!(terms(&given), ["cat", "dog", "zebra"]);
+        let (counted, new_ids) = given.recount(&[0, 2, 2], &[0, 1, 2]).unwrap();
+        assert_eq!(terms(&counted), ["dog", "zebra", "cat"]);
+        assert_eq!(new_ids, [2, 0, 1]);
+        assert_eq!((counted.tokens(1), counted.documents(1)), (2, 2));
+        assert_eq!(counted.lookup("cat"), Some(2));
+        assert_eq!(counted.lookup("cow"), None);
+    }
+
+    #[test]
+    fn a_size_of_zero_keeps_nothing() {
+        let counts = vec![Ok::<_, TextError>(TermCount {
+            term: "dog".into(),
+            tokens: 3,
+            documents: 1,
+        })];
+        let rule = VocabularyRule {
+            size: Some(0),
+            min_count: 0,
+        };
+        assert!(Vocabulary::from_counts(counts, &rule).unwrap().is_empty());
     }
 }

@@ -42,3 +42,13 @@ table("LETTER_OR_NUMBER", "Characters that Python's `re` takes for `[^\\W_]`: ge
 print()
 table("NUMERIC", "Characters for which Python's `str.isnumeric` holds: Numeric_Type Decimal, Digit or Numeric.",
       ranges(str.isnumeric))
+
+# How a character sways the small form of a capital sigma beside it, asked of `str.lower` itself.
+ignored = lambda c: WORD.match(c) is not None and ("a" + c + "\u03a3").lower()[-1] == "\u03c2" and (c + "\u03a3").lower()[-1] != "\u03c2"
+cased = lambda c: WORD.match(c) is not None and (c + "\u03a3").lower()[-1] == "\u03c2"
+print()
+table("CASE_IGNORABLE", "Letters and numbers that Python's `str.lower` looks past when it asks what stands beside a capital sigma.",
+      ranges(ignored))
+print()
+table("CASED", "Letters and numbers beside which a capital sigma is final, if nothing cased comes after.",
+      ranges(cased))
