@@ -39,6 +39,15 @@ impl Accumulator {
         ids * 25
     }
 
+    /// Bytes held now.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.wide.capacity() * 8
+            + self.touched.capacity()
+            + self.rights.capacity() * 4
+            + self.counts.capacity() * 8
+    }
+
     /// The number of ids it holds.
     #[must_use]
     pub fn vocabulary_size(&self) -> u32 {
