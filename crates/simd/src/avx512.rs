@@ -51,7 +51,7 @@ fn prefetch<T>(slots: &[T], position: usize, reach: usize) {
 }
 
 macro_rules! collector {
-    ($name:ident, $near:ident, $lane:ty, $lanes:literal, $mask:ty, $load:ident, $store:ident, $splat:ident,
+    ($name:ident, $near:ident, $follow:ident, $lane:ty, $lanes:literal, $mask:ty, $load:ident, $store:ident, $splat:ident,
      $testn:ident, $ge:ident, $gt:ident, $compress:ident) => {
         /// Windows of up to `SIDE` vectors a side.
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,bmi1,bmi2,lzcnt,popcnt")]
@@ -182,7 +182,54 @@ macro_rules! collector {
             filled
         }
 
+        /// The rest of the row behind each position.
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,bmi1,bmi2,lzcnt,popcnt")]
+        fn $follow(
+            slots: &[$lane],
+            positions: &[u32],
+            longest: usize,
+            codes: &mut [$lane],
+        ) -> (usize, usize) {
+            const LANES: usize = $lanes;
+            let (mut filled, mut taken) = (0, 0);
+            while taken < positions.len() && filled + longest + LANES <= codes.len() {
+                if let Some(&later) = positions.get(taken + PREFETCH_AHEAD) {
+                    prefetch(slots, later as usize, 0);
+                }
+                let mut from = positions[taken] as usize + 1;
+                loop {
+                    let row = &slots[from..from + LANES];
+                    let out = &mut codes[filled..filled + LANES];
+                    // SAFETY: both slices hold exactly one vector of lanes.
+                    let ends = unsafe {
+                        let lanes = $load(row.as_ptr().cast());
+                        $store(out.as_mut_ptr().cast(), lanes);
+                        $testn(lanes, lanes)
+                    };
+                    if ends != 0 {
+                        filled += ends.trailing_zeros() as usize;
+                        break;
+                    }
+                    filled += LANES;
+                    from += LANES;
+                }
+                taken += 1;
+            }
+            (taken, filled)
+        }
+
         impl sealed::Fast for $lane {
+            fn followers_fast(
+                slots: &[Self],
+                positions: &[u32],
+                longest: usize,
+                codes: &mut [Self],
+            ) -> (usize, usize) {
+                assert!(available());
+                // SAFETY: the processor has the features, as asserted above.
+                unsafe { $follow(slots, positions, longest, codes) }
+            }
+
             fn collect_fast(
                 slots: &[Self],
                 positions: &[u32],
@@ -215,6 +262,7 @@ macro_rules! collector {
 collector!(
     collect_narrow,
     collect_narrow_near,
+    follow_narrow,
     u16,
     32,
     u32,
@@ -229,6 +277,7 @@ collector!(
 collector!(
     collect_wide,
     collect_wide_near,
+    follow_wide,
     u32,
     16,
     u16,
@@ -292,7 +341,7 @@ fn drain16_wide(sums: &mut [u64; 16], base: u32, rights: &mut [u32], counts: &mu
             }
             _mm512_storeu_epi64(sums.as_mut_ptr().cast(), _mm512_setzero_si512());
             let ids = _mm256_add_epi32(
-                _mm256_set1_epi32((base + 8 * half as u32) as i32),
+                _mm256_set1_epi32(base.wrapping_add(8 * half as u32) as i32),
                 _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0),
             );
             _mm256_storeu_epi32(
@@ -317,7 +366,7 @@ macro_rules! drainer {
             let (groups, rest) = sums.as_chunks_mut::<16>();
             for group in groups {
                 filled += $drain16(group, id, &mut rights[filled..], &mut counts[filled..]);
-                id += 16;
+                id = id.wrapping_add(16);
             }
             filled + crate::drain_portable(rest, id, &mut rights[filled..], &mut counts[filled..])
         }
@@ -334,13 +383,10 @@ macro_rules! drainer {
             for_each_touched(touched, |group| {
                 let start = group << TOUCHED_SHIFT;
                 let (groups, _) = sums[start..start + (1 << TOUCHED_SHIFT)].as_chunks_mut::<16>();
-                let mut id = base + start as u32;
+                let mut id = base.wrapping_add(start as u32);
                 for group in groups {
-                    // SAFETY: this function enables the same features.
-                    filled += unsafe {
-                        $drain16(group, id, &mut rights[filled..], &mut counts[filled..])
-                    };
-                    id += 16;
+                    filled += $drain16(group, id, &mut rights[filled..], &mut counts[filled..]);
+                    id = id.wrapping_add(16);
                 }
             });
             filled

@@ -52,6 +52,14 @@ pub(crate) mod sealed {
             codes: &mut [Self],
             weights: &mut [Self],
         ) -> usize;
+
+        #[cfg(target_arch = "x86_64")]
+        fn followers_fast(
+            slots: &[Self],
+            positions: &[u32],
+            longest: usize,
+            codes: &mut [Self],
+        ) -> (usize, usize);
     }
 }
 
@@ -176,6 +184,48 @@ pub fn collect_portable<L: Lane>(
     filled
 }
 
+/// Copies what stands behind each position in its row to `codes`, one position after the other,
+/// as long as another `longest` slots fit: how many positions were taken, and how many codes written.
+///
+/// # Panics
+/// When a row has no end, a row is longer than `longest` and fills `codes`, or fewer than 32 slots
+/// follow the end of the last row.
+pub fn followers<L: Lane>(
+    slots: &[L],
+    positions: &[u32],
+    longest: usize,
+    codes: &mut [L],
+) -> (usize, usize) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::avx512::available() {
+        return L::followers_fast(slots, positions, longest, codes);
+    }
+    followers_portable(slots, positions, longest, codes)
+}
+
+/// The safe twin of [`followers`].
+///
+/// # Panics
+/// As [`followers`].
+pub fn followers_portable<L: Lane>(
+    slots: &[L],
+    positions: &[u32],
+    longest: usize,
+    codes: &mut [L],
+) -> (usize, usize) {
+    let (mut filled, mut taken) = (0, 0);
+    while taken < positions.len() && filled + longest + 32 <= codes.len() {
+        let mut from = positions[taken] as usize + 1;
+        while slots[from] != L::default() {
+            codes[filled] = slots[from];
+            filled += 1;
+            from += 1;
+        }
+        taken += 1;
+    }
+    (taken, filled)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,6 +290,49 @@ mod tests {
             let [fast, wide] = both::<u32>(&codes, size, sides, floor);
             prop_assert_eq!(&fast, &portable);
             prop_assert_eq!(&wide, &portable);
+        }
+    }
+
+    fn follow<L: Lane>(codes: &[u32], room: usize) -> [Vec<(usize, Vec<u32>)>; 2] {
+        let mut slots: Vec<L> = codes.iter().map(|&code| L::from_u32(code)).collect();
+        slots.extend([L::default(); MARGIN]);
+        let longest = codes
+            .split(|&code| code == 0)
+            .map(<[u32]>::len)
+            .max()
+            .unwrap_or(0);
+        let positions: Vec<u32> = (0..codes.len() as u32)
+            .filter(|&at| codes[at as usize] != 0)
+            .collect();
+        type Follow<L> = fn(&[L], &[u32], usize, &mut [L]) -> (usize, usize);
+        [followers as Follow<L>, followers_portable].map(|follow| {
+            let (mut rest, mut steps) = (positions.as_slice(), Vec::new());
+            while !rest.is_empty() {
+                let mut out = vec![L::default(); longest + 32 + room];
+                let (taken, filled) = follow(&slots, rest, longest, &mut out);
+                steps.push((
+                    taken,
+                    out[..filled].iter().map(|code| code.to_u32()).collect(),
+                ));
+                rest = &rest[taken..];
+            }
+            steps
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn followers_fast_and_portable_agree(
+            codes in proptest::collection::vec(prop_oneof![1 => Just(0_u32), 40 => 2_u32..9], 0..400), room in 0_usize..90,
+        ) {
+            let flat = |steps: &[(usize, Vec<u32>)]| steps.iter().flat_map(|step| step.1.clone()).collect::<Vec<_>>();
+            let [fast, portable] = follow::<u16>(&codes, room);
+            prop_assert_eq!(flat(&fast), flat(&portable));
+            let [fast, wide] = follow::<u32>(&codes, room);
+            prop_assert_eq!(flat(&fast), flat(&portable));
+            prop_assert_eq!(flat(&wide), flat(&portable));
+            let pairs: usize = codes.split(|&code| code == 0).map(|row| row.len() * row.len().saturating_sub(1) / 2).sum();
+            prop_assert_eq!(flat(&fast).len(), pairs);
         }
     }
 

@@ -44,7 +44,7 @@ pub(crate) mod sealed {
     }
 }
 
-/// Writes `base + i` and `sums[i]` for every `sums[i]` that is not zero, rising; how many. All sums
+/// Writes `base + i` (modulo 2³²) and `sums[i]` for every `sums[i]` that is not zero, rising; how many. All sums
 /// are zero afterwards.
 ///
 /// # Panics
@@ -69,8 +69,8 @@ pub fn drain_portable<S: Sum>(
     counts: &mut [u64],
 ) -> usize {
     let mut filled = 0;
-    for (id, sum) in (base..).zip(sums.iter_mut()) {
-        rights[filled] = id;
+    for (index, sum) in (0..).zip(sums.iter_mut()) {
+        rights[filled] = base.wrapping_add(index);
         counts[filled] = sum.to_u64();
         filled += usize::from(*sum != S::default());
     }
@@ -116,7 +116,7 @@ pub fn drain_touched_portable<S: Sum>(
         let start = group << TOUCHED_SHIFT;
         filled += drain_portable(
             &mut sums[start..start + (1 << TOUCHED_SHIFT)],
-            base + start as u32,
+            base.wrapping_add(start as u32),
             &mut rights[filled..],
             &mut counts[filled..],
         );

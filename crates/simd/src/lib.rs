@@ -1,4 +1,4 @@
-//! The vector loops of pmill that need unsafe code: [`collect`] and [`drain`].
+//! The vector loops of pmill that need unsafe code: [`collect`], [`followers`] and [`drain`].
 //!
 //! In and out are plain slices. Each function has a safe twin in portable Rust, which runs where
 //! the processor lacks the instructions (AVX-512 with VBMI2) and which the tests compare with
@@ -11,7 +11,10 @@ mod avx512;
 mod collect;
 mod drain;
 
-pub use collect::{Lane, MARGIN, WindowLanes, collect, collect_portable};
+pub use collect::{
+    LARGEST_WINDOW, Lane, MARGIN, WindowLanes, collect, collect_portable, followers,
+    followers_portable,
+};
 pub use drain::{Sum, TOUCHED_SHIFT, drain, drain_portable, drain_touched, drain_touched_portable};
 
 /// Whether this processor runs the fast versions.
