@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p pmill-count --example rate -- --tokens 100000000 --vocabulary 50000 \
-//!     --window 10 --style documents --threads 1 [--weight harmonic] [--context window] [--blocks 1] [--probe]
+//!     --window 10 --style documents --threads 1 [--weight harmonic] [--context window] [--blocks 1] [--repeat 1] [--probe]
 //! ```
 //!
 //! The corpus: Zipf-Mandelbrot words, (rank + 2.7)^-1.07 over 400,000 types; 500 topics of 400
@@ -31,6 +31,7 @@ struct Arguments {
     context: String,
     weight: Weight,
     probe: bool,
+    repeat: usize,
 }
 
 fn arguments() -> Outcome<Arguments> {
@@ -44,6 +45,7 @@ fn arguments() -> Outcome<Arguments> {
         context: "window".to_owned(),
         weight: Weight::Harmonic,
         probe: false,
+        repeat: 1,
     };
     let mut words = std::env::args().skip(1);
     while let Some(flag) = words.next() {
@@ -59,6 +61,7 @@ fn arguments() -> Outcome<Arguments> {
             "--style" => parsed.captions = value == "captions",
             "--threads" => parsed.threads = value.parse()?,
             "--blocks" => parsed.blocks = value.parse()?,
+            "--repeat" => parsed.repeat = value.parse()?,
             "--context" => parsed.context = value,
             "--weight" => parsed.weight = serde_json::from_str(&format!("\"{value}\""))?,
             _ => return Err(format!("unknown flag {flag}").into()),
@@ -95,10 +98,44 @@ fn main() -> Outcome<()> {
         row_ends.len()
     );
 
+    let mut events = 0;
+    let mut from = 0;
+    for &end in &row_ends {
+        events += events_of(&settings.context, &ids[from..end]);
+        from = end;
+    }
+    for _ in 0..arguments.repeat {
+        let figures = measure(&settings, &arguments, &ids, &row_ends)?;
+        report(&arguments, events, &figures);
+    }
+    println!(
+        "peak resident {} MiB (corpus of {} MiB included)",
+        peak_mib(),
+        (ids.len() * 4 + row_ends.len() * 8) >> 20
+    );
+    Ok(())
+}
+
+/// CPU seconds of the three steps, wall seconds of all, and what came out.
+#[derive(Default)]
+struct Figures {
+    push: f64,
+    prepare: f64,
+    count: f64,
+    wall: f64,
+    total: PairTally,
+    block_bytes: usize,
+    accumulator_bytes: usize,
+}
+
+fn measure(
+    settings: &CountSettings,
+    arguments: &Arguments,
+    ids: &[u32],
+    row_ends: &[usize],
+) -> Outcome<Figures> {
     let rows_a_block = row_ends.len().div_ceil(arguments.blocks);
-    let (mut push, mut prepare, mut count, mut wall) = (0.0, 0.0, 0.0, 0.0);
-    let (mut total, mut events, mut block_bytes, mut accumulator_bytes) =
-        (PairTally::default(), 0, 0, 0);
+    let mut figures = Figures::default();
     let mut spare: Option<TokenBlock> = None;
     for (number, rows) in row_ends.chunks(rows_a_block).enumerate() {
         let started = Instant::now();
@@ -106,17 +143,17 @@ fn main() -> Outcome<()> {
         let base = if start == 0 { 0 } else { row_ends[start - 1] };
         let mut block = match spare.take() {
             Some(block) => block,
-            None => TokenBlock::new(&settings)?,
+            None => TokenBlock::new(settings)?,
         };
         let mut from = base;
         for &end in rows {
             block.push_row(&ids[from..end])?;
             from = end;
         }
-        push += cpu_seconds() - cpu;
+        figures.push += cpu_seconds() - cpu;
         let cpu = cpu_seconds();
         let prepared = block.prepare(arguments.threads)?;
-        prepare += cpu_seconds() - cpu;
+        figures.prepare += cpu_seconds() - cpu;
         let cpu = cpu_seconds();
         let ranges = prepared.plan_ranges(arguments.threads * 16);
         let next = std::sync::atomic::AtomicUsize::new(0);
@@ -147,21 +184,28 @@ fn main() -> Outcome<()> {
         });
         for tally in tallies {
             let (tally, bytes) = tally?;
-            total.rows += tally.rows;
-            total.pairs += tally.pairs;
-            total.units = total.units.wrapping_add(tally.units);
-            accumulator_bytes = accumulator_bytes.max(bytes);
+            figures.total.rows += tally.rows;
+            figures.total.pairs += tally.pairs;
+            figures.total.units = figures.total.units.wrapping_add(tally.units);
+            figures.accumulator_bytes = figures.accumulator_bytes.max(bytes);
         }
-        count += cpu_seconds() - cpu;
-        wall += started.elapsed().as_secs_f64();
-        block_bytes = block_bytes.max(prepared.held_bytes());
+        figures.count += cpu_seconds() - cpu;
+        figures.wall += started.elapsed().as_secs_f64();
+        figures.block_bytes = figures.block_bytes.max(prepared.held_bytes());
         spare = Some(prepared.recycle());
     }
-    let mut from = 0;
-    for &end in &row_ends {
-        events += events_of(&settings.context, &ids[from..end]);
-        from = end;
-    }
+    Ok(figures)
+}
+
+fn report(arguments: &Arguments, events: u64, figures: &Figures) {
+    let Figures {
+        push,
+        prepare,
+        count,
+        wall,
+        total,
+        ..
+    } = figures;
     println!(
         "{} {:?}, window {}, {} threads, {} blocks: {events} events, {} rows, {} pairs, {} units",
         arguments.context,
@@ -173,22 +217,19 @@ fn main() -> Outcome<()> {
         total.pairs,
         total.units
     );
-    let kernel = prepare + count;
     println!(
-        "cpu seconds: push {push:.2}, prepare {prepare:.2}, count {count:.2}; wall {wall:.2} (push included)"
+        "  cpu seconds: push {push:.2}, prepare {prepare:.2}, count {count:.2}; wall {wall:.2} (push included)"
     );
     println!(
-        "{:.1} M events per cpu second (prepare + count), {:.1} M with push, {:.1} M per wall second",
-        events as f64 / kernel / 1e6,
-        events as f64 / (kernel + push) / 1e6,
+        "  {:.1} M events per cpu second (prepare + count), {:.1} M with push, {:.1} M per wall second",
+        events as f64 / (prepare + count) / 1e6,
+        events as f64 / (prepare + count + push) / 1e6,
         events as f64 / wall / 1e6
     );
     println!(
-        "bytes: block {block_bytes}, accumulator {accumulator_bytes} a thread, peak resident {} MiB (corpus of {} MiB included)",
-        peak_mib(),
-        (ids.len() * 4 + row_ends.len() * 8) >> 20
+        "  bytes: block {}, accumulator {} a thread",
+        figures.block_bytes, figures.accumulator_bytes
     );
-    Ok(())
 }
 
 fn events_of(context: &Context, row: &[u32]) -> u64 {

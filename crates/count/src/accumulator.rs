@@ -11,7 +11,7 @@ use crate::block::FIRST_CODE;
 use crate::error::{CountError, Result};
 
 /// Partners gathered at a time: two lists of 2 or 4 bytes each stay in the first-level cache.
-const BATCH_PARTNERS: usize = 2_048;
+const BATCH_PARTNERS: usize = 640;
 
 /// Sums of one row; made once a thread and used for every row.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use crate::collect::{MARGIN, WindowLanes, sealed};
 use crate::drain::{TOUCHED_SHIFT, for_each_touched};
 
 /// Positions that are prefetched ahead of the one being read.
-const PREFETCH_AHEAD: usize = 24;
+const PREFETCH_AHEAD: usize = 32;
 
 /// Whether the processor has all that the functions here enable.
 #[inline]
