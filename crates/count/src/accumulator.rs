@@ -1,42 +1,164 @@
 //! The dense accumulator of one thread: one row of the table at a time.
 //!
-//! Memory: 12 bytes an id of the vocabulary for the sums (4 for 32-bit sums, 8 for 64-bit ones),
-//! 12 more for the finished row. Between rows all sums are zero.
+//! Sums are addressed by slot code (id + 2, see module `block`). There are 32-bit sums for the
+//! inner loops, which are half the cache, and 64-bit ones for rows that can outgrow them.
+//! Beside them stands one flag for every 32 sums, so that a short row is read out by its touched
+//! groups, in order, without a sort. Between rows all sums and flags are zero.
 
+use pmill_simd::{Lane, Sum, TOUCHED_SHIFT};
+
+use crate::block::FIRST_CODE;
 use crate::error::{CountError, Result};
 
-/// Ids that share one touched flag, as a power of two.
-const GROUP_SHIFT: u32 = 5;
+/// Partners gathered at a time: two lists of 2 or 4 bytes each stay in the first-level cache.
+const BATCH_PARTNERS: usize = 640;
 
 /// Sums of one row; made once a thread and used for every row.
 #[derive(Debug)]
 pub struct Accumulator {
     vocabulary_size: u32,
-    wide: Vec<u64>,
+    pub(crate) sums: Sums<u32>,
+    pub(crate) wide_sums: Sums<u64>,
+    pub(crate) row: Row,
+    pub(crate) narrow_partners: Partners<u16>,
+    pub(crate) wide_partners: Partners<u32>,
+}
+
+/// A dense row of sums and its touched flags.
+#[derive(Debug)]
+pub(crate) struct Sums<S> {
+    sums: Vec<S>,
     touched: Vec<u8>,
-    rights: Vec<u32>,
+}
+
+/// A finished row.
+#[derive(Debug)]
+pub(crate) struct Row {
+    right: Vec<u32>,
     counts: Vec<u64>,
+    filled: usize,
+}
+
+/// The partners of some positions: codes and weights.
+#[derive(Debug, Default)]
+pub(crate) struct Partners<L> {
+    pub(crate) codes: Vec<L>,
+    pub(crate) weights: Vec<L>,
+}
+
+impl<L: Lane> Partners<L> {
+    /// Makes both lists at least so long.
+    pub(crate) fn ensure(&mut self, room: usize) {
+        if self.codes.len() < room {
+            self.codes.resize(room, L::default());
+            self.weights.resize(room, L::default());
+        }
+    }
+
+    /// How many positions of a window fit one batch.
+    pub(crate) fn batch(window_size: usize) -> usize {
+        (BATCH_PARTNERS / (2 * window_size)).max(8)
+    }
+}
+
+impl<S: Sum> Sums<S> {
+    fn new(groups: usize) -> Self {
+        Self {
+            sums: vec![S::default(); groups << TOUCHED_SHIFT],
+            touched: vec![0; groups],
+        }
+    }
+
+    /// The sums by code.
+    #[inline(always)]
+    pub(crate) fn dense(&mut self) -> &mut [S] {
+        &mut self.sums
+    }
+
+    /// The sums by code, and the flag of each 32 of them.
+    #[inline(always)]
+    pub(crate) fn flagged(&mut self) -> (&mut [S], &mut [u8]) {
+        (&mut self.sums, &mut self.touched)
+    }
+
+    /// Moves the sums from `from_code` on to `row`.
+    pub(crate) fn take_dense(&mut self, from_code: u32, row: &mut Row) {
+        let from = (from_code >> TOUCHED_SHIFT << TOUCHED_SHIFT) as usize;
+        row.filled = pmill_simd::drain(
+            &mut self.sums[from..],
+            (from as u32).wrapping_sub(FIRST_CODE),
+            &mut row.right,
+            &mut row.counts,
+        );
+    }
+
+    /// Moves the sums of touched groups to `row`, from the group of `from_code` on.
+    pub(crate) fn take_flagged(&mut self, from_code: u32, row: &mut Row) {
+        let group = (from_code >> TOUCHED_SHIFT) as usize;
+        let from = group << TOUCHED_SHIFT;
+        row.filled = pmill_simd::drain_touched(
+            &mut self.sums[from..],
+            &mut self.touched[group..],
+            (from as u32).wrapping_sub(FIRST_CODE),
+            &mut row.right,
+            &mut row.counts,
+        );
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.sums.capacity() * size_of::<S>() + self.touched.capacity()
+    }
+
+    fn reset(&mut self) {
+        self.sums.fill(S::default());
+        self.touched.fill(0);
+    }
+}
+
+impl Row {
+    /// Right ids, rising, and their counts.
+    pub(crate) fn columns(&self) -> (&[u32], &[u64]) {
+        (&self.right[..self.filled], &self.counts[..self.filled])
+    }
 }
 
 impl Accumulator {
     /// An accumulator for ids below `vocabulary_size`.
     #[must_use]
     pub fn new(vocabulary_size: u32) -> Self {
-        let groups = (vocabulary_size >> GROUP_SHIFT) as usize + 1;
+        let groups = groups(vocabulary_size);
+        let row = (groups << TOUCHED_SHIFT) + 16;
         Self {
             vocabulary_size,
-            wide: vec![0; groups << GROUP_SHIFT],
-            touched: vec![0; groups],
-            rights: Vec::new(),
-            counts: Vec::new(),
+            sums: Sums::new(groups),
+            wide_sums: Sums::new(groups),
+            row: Row {
+                right: vec![0; row],
+                counts: vec![0; row],
+                filled: 0,
+            },
+            narrow_partners: Partners::default(),
+            wide_partners: Partners::default(),
         }
     }
 
-    /// Bytes that an accumulator takes at most: 24 an id and a little.
+    /// Bytes that an accumulator takes: 24 an id and about 50 KiB. Counting documents or rows adds the
+    /// longest row twice.
     #[must_use]
     pub fn bytes_for(vocabulary_size: u32) -> usize {
-        let ids = (vocabulary_size as usize + 64).next_multiple_of(64);
-        ids * 25
+        let sums = groups(vocabulary_size) << TOUCHED_SHIFT;
+        sums * 24 + sums / 16 + 16 * 12 + (50 << 10)
+    }
+
+    /// Bytes held now.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.sums.held_bytes()
+            + self.wide_sums.held_bytes()
+            + self.row.right.capacity() * 4
+            + self.row.counts.capacity() * 8
+            + (self.narrow_partners.codes.capacity() + self.narrow_partners.weights.capacity()) * 2
+            + (self.wide_partners.codes.capacity() + self.wide_partners.weights.capacity()) * 4
     }
 
     /// The number of ids it holds.
@@ -55,57 +177,79 @@ impl Accumulator {
         Ok(())
     }
 
-    /// Adds to one pair of the row `left`.
-    #[inline]
-    pub(crate) fn add(&mut self, left: u32, right: u32, units: u64) -> Result<()> {
-        let sum = &mut self.wide[right as usize];
-        *sum = sum
-            .checked_add(units)
-            .ok_or(CountError::SumOverflow { left, right })?;
-        self.touched[(right >> GROUP_SHIFT) as usize] = 1;
-        Ok(())
+    /// Adds all 32-bit sums from `from_code` on to the 64-bit ones and clears them.
+    pub(crate) fn flush_to_wide(&mut self, from_code: u32) {
+        let from = from_code as usize;
+        let wide_sums = &mut self.wide_sums.sums[from..];
+        for (wide, sum) in wide_sums.iter_mut().zip(&mut self.sums.sums[from..]) {
+            *wide += u64::from(std::mem::take(sum));
+        }
     }
 
-    /// Takes from one pair of the row `left`.
-    #[inline]
-    pub(crate) fn subtract(&mut self, left: u32, right: u32, units: u64) -> Result<()> {
-        let sum = &mut self.wide[right as usize];
-        *sum = sum.checked_sub(units).ok_or(CountError::NegativeCount {
-            left,
-            right,
-            count: *sum,
-            subtract: units,
-        })?;
-        Ok(())
-    }
-
-    /// The finished row, sorted, zero sums left out; the sums are zero again afterwards.
-    pub(crate) fn take_row(&mut self) -> (&[u32], &[u64]) {
-        self.rights.clear();
-        self.counts.clear();
-        for (group, touched) in self.touched.iter_mut().enumerate() {
-            if *touched == 0 {
-                continue;
+    /// Adds a whole sorted row of counts to the row `left`, or takes it away.
+    pub(crate) fn add_row(
+        &mut self,
+        left: u32,
+        right: &[u32],
+        counts: &[u64],
+        subtract: bool,
+    ) -> Result<()> {
+        if let Some(&id) = right.last()
+            && id >= self.vocabulary_size
+        {
+            return Err(CountError::IdOutOfRange {
+                id,
+                vocabulary_size: self.vocabulary_size,
+            });
+        }
+        let (sums, touched) = self.wide_sums.flagged();
+        let mut failed = false;
+        for (&right, &count) in right.iter().zip(counts) {
+            let code = (right + FIRST_CODE) as usize;
+            let (sum, over) = if subtract {
+                sums[code].overflowing_sub(count)
+            } else {
+                sums[code].overflowing_add(count)
+            };
+            sums[code] = sum;
+            touched[code >> TOUCHED_SHIFT] = 1;
+            failed |= over;
+        }
+        if !failed {
+            return Ok(());
+        }
+        // A wrapped sum tells which pair it was: undo it and look.
+        for (&right, &count) in right.iter().zip(counts) {
+            let sum = sums[(right + FIRST_CODE) as usize];
+            if subtract && sum.overflowing_add(count).1 {
+                return Err(CountError::NegativeCount {
+                    left,
+                    right,
+                    count: sum.wrapping_add(count),
+                    subtract: count,
+                });
             }
-            *touched = 0;
-            let start = group << GROUP_SHIFT;
-            for (offset, sum) in self.wide[start..start + (1 << GROUP_SHIFT)]
-                .iter_mut()
-                .enumerate()
-            {
-                if *sum != 0 {
-                    self.rights.push((start + offset) as u32);
-                    self.counts.push(*sum);
-                    *sum = 0;
-                }
+            if !subtract && sum < count {
+                return Err(CountError::SumOverflow { left, right });
             }
         }
-        (&self.rights, &self.counts)
+        Ok(())
+    }
+
+    /// The row of the 64-bit sums; they are zero again afterwards.
+    pub(crate) fn take_wide_row(&mut self) -> (&[u32], &[u64]) {
+        self.wide_sums.take_flagged(0, &mut self.row);
+        self.row.columns()
     }
 
     /// Forgets an unfinished row, after an error.
     pub(crate) fn reset(&mut self) {
-        self.wide.fill(0);
-        self.touched.fill(0);
+        self.sums.reset();
+        self.wide_sums.reset();
     }
+}
+
+/// Flags for a vocabulary: one for 32 codes.
+fn groups(vocabulary_size: u32) -> usize {
+    ((u64::from(vocabulary_size) + u64::from(FIRST_CODE)) >> TOUCHED_SHIFT) as usize + 1
 }

@@ -9,6 +9,9 @@
 //! A slot is 0 for a row end, 1 for a place held by a token outside the vocabulary, and id + 2
 //! otherwise, so that "a partner with an id of at least x" is one comparison.
 
+use pmill_simd::{Lane, MARGIN};
+
+use crate::accumulator::{Accumulator, Partners, Sums};
 use crate::error::{CountError, Result};
 use crate::settings::{Context, CountSettings, OUT_OF_VOCABULARY, OutOfVocabulary};
 
@@ -18,10 +21,8 @@ pub const NARROW_VOCABULARY: u32 = 65_536 - FIRST_CODE;
 pub(crate) const ROW_END: u32 = 0;
 pub(crate) const GAP: u32 = 1;
 pub(crate) const FIRST_CODE: u32 = 2;
-/// Row ends before the first and after the last row, so that wide loads stay inside.
-pub(crate) const MARGIN: usize = 64;
 /// Positions are 32 bits, and the top bit stays free.
-const LARGEST_SLOTS: usize = 1 << 31;
+pub(crate) const LARGEST_SLOTS: usize = 1 << 31;
 
 /// The slots, as narrow as the vocabulary allows.
 #[derive(Debug)]
@@ -78,33 +79,45 @@ impl Slots {
     }
 }
 
-/// A slot type: `u16` or `u32`.
-pub(crate) trait Slot: Copy + Ord + Send + Sync + 'static {
-    fn from_code(code: u32) -> Self;
-    fn code(self) -> u32;
-}
+/// A slot type, `u16` or `u32`, and the accumulator's lists of that type.
+pub(crate) trait Slot: Lane + Send + Sync + 'static {
+    fn partners(accumulator: &mut Accumulator) -> &mut Partners<Self>;
+    fn split(accumulator: &mut Accumulator) -> (&Partners<Self>, &mut Sums<u32>, &mut Sums<u64>);
 
-impl Slot for u16 {
     #[inline(always)]
     fn from_code(code: u32) -> Self {
-        code as Self
+        Self::from_u32(code)
     }
     #[inline(always)]
     fn code(self) -> u32 {
-        u32::from(self)
+        self.to_u32()
     }
 }
 
-impl Slot for u32 {
-    #[inline(always)]
-    fn from_code(code: u32) -> Self {
-        code
-    }
-    #[inline(always)]
-    fn code(self) -> u32 {
-        self
-    }
+macro_rules! slot {
+    ($lane:ty, $partners:ident) => {
+        impl Slot for $lane {
+            #[inline(always)]
+            fn partners(accumulator: &mut Accumulator) -> &mut Partners<Self> {
+                &mut accumulator.$partners
+            }
+
+            #[inline(always)]
+            fn split(
+                accumulator: &mut Accumulator,
+            ) -> (&Partners<Self>, &mut Sums<u32>, &mut Sums<u64>) {
+                (
+                    &accumulator.$partners,
+                    &mut accumulator.sums,
+                    &mut accumulator.wide_sums,
+                )
+            }
+        }
+    };
 }
+
+slot!(u16, narrow_partners);
+slot!(u32, wide_partners);
 
 /// Rows of token ids, waiting to be counted.
 #[derive(Debug)]
@@ -120,7 +133,11 @@ pub struct TokenBlock {
     dropped_features: u64,
     out_of_vocabulary: u64,
     capacity_slots: usize,
+    longest_row: usize,
+    kept_rows: u64,
     scratch: Vec<u32>,
+    /// Memory of an earlier block's positions.
+    spare: Vec<u32>,
 }
 
 impl TokenBlock {
@@ -140,7 +157,10 @@ impl TokenBlock {
             dropped_features: 0,
             out_of_vocabulary: 0,
             capacity_slots: 0,
+            longest_row: 0,
+            kept_rows: 0,
             scratch: Vec::new(),
+            spare: Vec::new(),
         };
         block.slots.margin();
         Ok(block)
@@ -195,7 +215,25 @@ impl TokenBlock {
         self.fixed_bytes()
             + self.slots.capacity_bytes()
             + (self.lefts.capacity() + self.left_starts.capacity() + self.scratch.capacity()) * 4
-            + self.indexed() * 4
+            + self.indexed().max(self.spare.capacity()) * 4
+    }
+
+    /// Slots of the longest row, its end not counted.
+    pub(crate) fn longest_row(&self) -> usize {
+        self.longest_row
+    }
+
+    /// Tokens a row, on average over the rows that can hold a pair.
+    pub(crate) fn mean_row(&self) -> f64 {
+        self.tokens as f64 / (self.kept_rows as f64).max(1.0)
+    }
+
+    pub(crate) fn take_spare(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.spare)
+    }
+
+    pub(crate) fn give_spare(&mut self, spare: Vec<u32>) {
+        self.spare = spare;
     }
 
     /// How many positions the index will hold.
@@ -263,6 +301,8 @@ impl TokenBlock {
         self.left_starts.clear();
         self.tokens = 0;
         self.rows = 0;
+        self.longest_row = 0;
+        self.kept_rows = 0;
         self.dropped_features = 0;
         self.out_of_vocabulary = 0;
     }
@@ -324,6 +364,7 @@ impl TokenBlock {
             });
         }
         self.check_room(right.len())?;
+        // Followers of the slot before the list are the list itself.
         let start = self.slots.len() as u32;
         let mut scratch = std::mem::take(&mut self.scratch);
         let result = (|| {
@@ -338,11 +379,10 @@ impl TokenBlock {
                 self.slots.truncate(start as usize);
                 return Ok(());
             }
-            self.end_row();
-            self.tokens += rights;
+            self.end_row(rights);
             self.lefts.extend_from_slice(&scratch);
             self.left_starts
-                .extend(std::iter::repeat_n(start, scratch.len()));
+                .extend(std::iter::repeat_n(start - 1, scratch.len()));
             Ok(())
         })();
         self.scratch = scratch;
@@ -378,6 +418,8 @@ impl TokenBlock {
             return Ok(());
         }
         self.tokens += kept;
+        self.kept_rows += 1;
+        self.longest_row = self.longest_row.max(ids.len());
         Ok(())
     }
 
@@ -392,8 +434,7 @@ impl TokenBlock {
             }
             if scratch.len() >= 2 {
                 self.append_codes(&scratch);
-                self.end_row();
-                self.tokens += scratch.len();
+                self.end_row(scratch.len());
             }
             self.out_of_vocabulary +=
                 ids.iter().filter(|&&id| id == OUT_OF_VOCABULARY).count() as u64;
@@ -409,7 +450,10 @@ impl TokenBlock {
         each!(&mut self.slots, slots => append(slots, ids));
     }
 
-    fn end_row(&mut self) {
+    fn end_row(&mut self, tokens: usize) {
+        self.tokens += tokens;
+        self.kept_rows += 1;
+        self.longest_row = self.longest_row.max(tokens);
         each!(&mut self.slots, slots => slots.push(ROW_END as _));
     }
 

@@ -5,6 +5,8 @@
 mod accumulator;
 mod block;
 mod error;
+mod index;
+mod kernel;
 mod prepared;
 mod run;
 mod settings;

@@ -2,20 +2,118 @@
 
 use std::ops::Range;
 
+use pmill_simd::{LARGEST_WINDOW, WindowLanes};
+
 use crate::accumulator::Accumulator;
-use crate::block::{FIRST_CODE, GAP, ROW_END, Slot, Slots, TokenBlock, each};
+use crate::block::{FIRST_CODE, LARGEST_SLOTS, Slots, TokenBlock};
 use crate::error::{CountError, Result};
-use crate::settings::{Context, CountSettings, Side, distance_units};
+use crate::index::Index;
+use crate::settings::{
+    Context, CountSettings, LARGEST_HARMONIC_WINDOW, Side, Window, distance_units,
+};
 use crate::sink::RowSink;
 
-/// A counted-out block; several threads may count disjoint ranges of left ids at once.
+/// A block ready to be counted; several threads may count disjoint ranges of left ids at once.
 #[derive(Debug)]
 pub struct PreparedBlock {
-    block: TokenBlock,
-    /// `positions[starts[id]..starts[id + 1]]` are the slots that hold `id`, rising.
-    starts: Vec<u32>,
-    positions: Vec<u32>,
-    units: Vec<u32>,
+    pub(crate) block: TokenBlock,
+    pub(crate) index: Index,
+    pub(crate) plan: Plan,
+}
+
+/// How the rows of the block are counted.
+#[derive(Debug)]
+pub(crate) enum Plan {
+    /// Everything behind the position in its row, once each (documents, bipartite rows).
+    Follow,
+    /// Windows that the vector loops take.
+    Narrow(WindowPlan, WindowLanes<u16>),
+    /// The same with 32-bit slots.
+    Wide(WindowPlan, WindowLanes<u32>),
+    /// Windows larger than that.
+    Large(WindowPlan),
+}
+
+/// What all window plans know.
+#[derive(Debug)]
+pub(crate) struct WindowPlan {
+    pub(crate) side: Side,
+    /// The units of each distance, `[0]` for distance 1.
+    pub(crate) units: Vec<u32>,
+    /// The lanes carry distances, to be looked up in `[0, units...]`, as units do not fit them.
+    pub(crate) by_distance: bool,
+    /// The most units that one position can add to one pair.
+    pub(crate) most_units: u64,
+}
+
+impl WindowPlan {
+    /// The lowest code that partners ahead may have; those behind must be above it.
+    pub(crate) fn floor(&self, left: u32) -> u32 {
+        match self.side {
+            Side::Symmetric => left + FIRST_CODE,
+            Side::Right => FIRST_CODE,
+            Side::Left => FIRST_CODE - 1,
+        }
+    }
+
+    pub(crate) fn forward(&self) -> bool {
+        self.side != Side::Left
+    }
+
+    pub(crate) fn backward(&self) -> bool {
+        self.side != Side::Right
+    }
+}
+
+impl Plan {
+    fn new(settings: &CountSettings, slots: &Slots) -> Result<Self> {
+        let Context::Window(window) = &settings.context else {
+            return Ok(Self::Follow);
+        };
+        let mut plan = window_plan(window)?;
+        if window.size as usize > LARGEST_WINDOW {
+            return Ok(Self::Large(plan));
+        }
+        let (forward, backward) = (plan.forward(), plan.backward());
+        let distances: Vec<u32> = (1..=window.size).collect();
+        Ok(match slots {
+            Slots::Wide(_) => match WindowLanes::new(&plan.units, forward, backward) {
+                Some(lanes) => Self::Wide(plan, lanes),
+                None => Self::Large(plan),
+            },
+            Slots::Narrow(_) => {
+                if let Some(lanes) = WindowLanes::new(&plan.units, forward, backward) {
+                    return Ok(Self::Narrow(plan, lanes));
+                }
+                plan.by_distance = true;
+                match WindowLanes::new(&distances, forward, backward) {
+                    Some(lanes) => Self::Narrow(plan, lanes),
+                    None => Self::Large(plan),
+                }
+            }
+        })
+    }
+}
+
+fn window_plan(window: &Window) -> Result<WindowPlan> {
+    let units = distance_units(window)?;
+    let one_side: u64 = units.iter().map(|&unit| u64::from(unit)).sum();
+    let sides = if window.side == Side::Symmetric { 2 } else { 1 };
+    if (one_side * sides)
+        .checked_mul(LARGEST_SLOTS as u64)
+        .is_none()
+    {
+        return Err(CountError::WeightUnit {
+            size: window.size,
+            largest: LARGEST_HARMONIC_WINDOW,
+        });
+    }
+    Ok(WindowPlan {
+        side: window.side,
+        units,
+        by_distance: false,
+        most_units: one_side * sides,
+    })
 }
 
 impl TokenBlock {
@@ -24,42 +122,14 @@ impl TokenBlock {
     /// # Errors
     /// [`CountError::Panicked`].
     pub fn prepare(mut self, threads: usize) -> Result<PreparedBlock> {
-        let _ = threads;
         self.close();
-        let vocabulary_size = self.settings.vocabulary_size as usize;
-        let mut starts = vec![0_u32; vocabulary_size + 1];
-        let mut positions = vec![0_u32; self.indexed()];
-        let ids: Vec<(u32, u32)> = match self.settings.context {
-            Context::Row => self
-                .lefts
-                .iter()
-                .copied()
-                .zip(self.left_starts.iter().copied())
-                .collect(),
-            _ => each!(&self.slots, slots => slots.iter().enumerate()
-                .filter(|(_, slot)| slot.code() >= FIRST_CODE)
-                .map(|(position, slot)| (slot.code() - FIRST_CODE, position as u32)).collect()),
-        };
-        for &(id, _) in &ids {
-            starts[id as usize + 1] += 1;
-        }
-        for id in 0..vocabulary_size {
-            starts[id + 1] += starts[id];
-        }
-        let mut next = starts.clone();
-        for (id, position) in ids {
-            positions[next[id as usize] as usize] = position;
-            next[id as usize] += 1;
-        }
-        let units = match &self.settings.context {
-            Context::Window(window) => distance_units(window)?,
-            _ => vec![1],
-        };
+        let spare = self.take_spare();
+        let index = Index::new(&self, threads, spare)?;
+        let plan = Plan::new(&self.settings, &self.slots)?;
         Ok(PreparedBlock {
             block: self,
-            starts,
-            positions,
-            units,
+            index,
+            plan,
         })
     }
 }
@@ -77,12 +147,13 @@ impl PreparedBlock {
         self.block.held_bytes()
     }
 
-    /// How often each id of the vocabulary stands in the block as a left id's position; for
-    /// documents the number of its rows with at least two distinct ids.
+    /// How many positions the row of a left id has in the block: for windows the tokens with that id in
+    /// rows of at least two tokens, for documents the rows of at least two distinct ids that hold it. 0 beyond
+    /// the vocabulary.
     #[must_use]
     pub fn occurrences(&self, id: u32) -> u32 {
-        let id = id as usize;
-        match (self.starts.get(id), self.starts.get(id + 1)) {
+        let (id, starts) = (id as usize, &self.index.starts);
+        match (starts.get(id), starts.get(id + 1)) {
             (Some(start), Some(end)) => end - start,
             _ => 0,
         }
@@ -93,31 +164,60 @@ impl PreparedBlock {
     pub fn recycle(self) -> TokenBlock {
         let mut block = self.block;
         block.clear();
+        block.give_spare(self.index.positions);
         block
     }
 
     /// Cuts all left ids into at most `parts` ranges of about the same work, in order, none empty.
+    ///
+    /// Work is the estimated number of pair events, a little for every position and less for
+    /// every id. Ask for more parts than threads (16 times as many) and hand them out in order.
     #[must_use]
     pub fn plan_ranges(&self, parts: usize) -> Vec<Range<u32>> {
         let vocabulary_size = self.block.settings.vocabulary_size;
-        if vocabulary_size == 0 {
-            return Vec::new();
-        }
-        let total = self.positions.len() as u64 + u64::from(vocabulary_size);
-        let parts = parts.max(1) as u64;
-        let mut ranges = Vec::new();
-        let (mut start, mut done) = (0, 0_u64);
-        for id in 0..vocabulary_size {
-            done += 1 + u64::from(self.occurrences(id));
-            if done * parts >= total * (ranges.len() as u64 + 1) {
-                ranges.push(start..id + 1);
-                start = id + 1;
+        let positions = self.index.positions.len() as f64;
+        let half = match &self.plan {
+            Plan::Follow => true,
+            Plan::Narrow(plan, _) | Plan::Wide(plan, _) | Plan::Large(plan) => {
+                plan.side == Side::Symmetric
+            }
+        };
+        let reach = self.events_a_position();
+        let mut seen = 0.0;
+        let mut work = |id: u32| {
+            let here = f64::from(self.occurrences(id));
+            // In a half table the partners of an id are those not more frequent than it.
+            let share = if half {
+                1.0 - seen / positions.max(1.0)
+            } else {
+                1.0
+            };
+            seen += here;
+            here * (4.0 + reach * share) + 8.0
+        };
+        let each: Vec<f64> = (0..vocabulary_size).map(&mut work).collect();
+        let total: f64 = each.iter().sum();
+        let parts = parts.max(1) as f64;
+        let (mut ranges, mut start, mut done) = (Vec::new(), 0, 0.0);
+        for (end, work) in (1..).zip(&each) {
+            done += work;
+            if done * parts >= total * (ranges.len() as f64 + 1.0) || end == vocabulary_size {
+                ranges.push(start..end);
+                start = end;
             }
         }
-        if start < vocabulary_size {
-            ranges.push(start..vocabulary_size);
-        }
         ranges
+    }
+
+    /// Partners that a position has at most, or on average for whole rows.
+    fn events_a_position(&self) -> f64 {
+        match &self.plan {
+            Plan::Follow => self.block.mean_row(),
+            Plan::Narrow(plan, _) | Plan::Wide(plan, _) | Plan::Large(plan) => {
+                let sides = u8::from(plan.forward()) + u8::from(plan.backward());
+                plan.units.len() as f64 * f64::from(sides)
+            }
+        }
     }
 
     /// Counts the rows of `left_range`, in order, and hands every non-empty one to `sink`.
@@ -134,95 +234,11 @@ impl PreparedBlock {
         let vocabulary_size = self.block.settings.vocabulary_size;
         check_range(&left_range, vocabulary_size)?;
         accumulator.check(vocabulary_size)?;
-        let result = match &self.block.slots {
-            Slots::Narrow(slots) => self.rows(slots, left_range, accumulator, sink),
-            Slots::Wide(slots) => self.rows(slots, left_range, accumulator, sink),
-        };
+        let result = self.rows(left_range, accumulator, sink);
         if result.is_err() {
             accumulator.reset();
         }
         result
-    }
-
-    fn rows<S: Slot>(
-        &self,
-        slots: &[S],
-        left_range: Range<u32>,
-        accumulator: &mut Accumulator,
-        sink: &mut impl RowSink,
-    ) -> Result<()> {
-        for left in left_range {
-            let positions = &self.positions
-                [self.starts[left as usize] as usize..self.starts[left as usize + 1] as usize];
-            if positions.is_empty() {
-                continue;
-            }
-            for &position in positions {
-                self.add_position(slots, left, position as usize, accumulator)?;
-            }
-            let (right, counts) = accumulator.take_row();
-            if !right.is_empty() {
-                sink.row(left, right, counts)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn add_position<S: Slot>(
-        &self,
-        slots: &[S],
-        left: u32,
-        position: usize,
-        accumulator: &mut Accumulator,
-    ) -> Result<()> {
-        let (forward, backward, floor) = match &self.block.settings.context {
-            Context::Document { .. } => (true, false, 0),
-            Context::Row => {
-                for slot in slots[position..]
-                    .iter()
-                    .take_while(|slot| slot.code() != ROW_END)
-                {
-                    accumulator.add(left, slot.code() - FIRST_CODE, 1)?;
-                }
-                return Ok(());
-            }
-            Context::Window(window) => match window.side {
-                Side::Symmetric => (true, true, left + FIRST_CODE),
-                Side::Right => (true, false, 0),
-                Side::Left => (false, true, 0),
-            },
-        };
-        let document = matches!(self.block.settings.context, Context::Document { .. });
-        let unit = |distance: usize| {
-            if document {
-                Some(1)
-            } else {
-                self.units.get(distance - 1).map(|&unit| u64::from(unit))
-            }
-        };
-        if forward {
-            for distance in 1.. {
-                let code = slots[position + distance].code();
-                let (false, Some(unit)) = (code == ROW_END, unit(distance)) else {
-                    break;
-                };
-                if code != GAP && code >= floor {
-                    accumulator.add(left, code - FIRST_CODE, unit)?;
-                }
-            }
-        }
-        if backward {
-            for distance in 1.. {
-                let code = slots[position - distance].code();
-                let (false, Some(unit)) = (code == ROW_END, unit(distance)) else {
-                    break;
-                };
-                if code != GAP && (code > floor || floor == 0) {
-                    accumulator.add(left, code - FIRST_CODE, unit)?;
-                }
-            }
-        }
-        Ok(())
     }
 }
 

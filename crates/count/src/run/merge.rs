@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::reader::{RunReader, RunSource};
 use crate::accumulator::Accumulator;
-use crate::error::{CountError, Result};
+use crate::error::Result;
 use crate::prepared::check_range;
 use crate::sink::RowSink;
 
@@ -69,29 +69,10 @@ fn merge<S: RunSource>(
                 }
             }
         }
-        let (right, counts) = accumulator.take_row();
+        let (right, counts) = accumulator.take_wide_row();
         if !right.is_empty() {
             sink.row(left, right, counts)?;
         }
     }
     Ok(())
-}
-
-impl Accumulator {
-    fn add_row(&mut self, left: u32, right: &[u32], counts: &[u64], subtract: bool) -> Result<()> {
-        for (&right, &count) in right.iter().zip(counts) {
-            if right >= self.vocabulary_size() {
-                return Err(CountError::IdOutOfRange {
-                    id: right,
-                    vocabulary_size: self.vocabulary_size(),
-                });
-            }
-            if subtract {
-                self.subtract(left, right, count)?;
-            } else {
-                self.add(left, right, count)?;
-            }
-        }
-        Ok(())
-    }
 }

@@ -12,6 +12,8 @@ mod format;
 mod merge;
 mod packed;
 mod reader;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use format::Compression;

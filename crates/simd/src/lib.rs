@@ -1,0 +1,39 @@
+//! The vector loops of pmill that need unsafe code: [`collect`], [`followers`] and [`drain`].
+//!
+//! In and out are plain slices. Each function has a safe twin in portable Rust, which runs where
+//! the processor lacks the instructions (AVX-512 with VBMI2) and which the tests compare with
+//! the fast version. Nothing is held between calls.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod collect;
+mod drain;
+
+pub use collect::{
+    LARGEST_WINDOW, Lane, MARGIN, WindowLanes, collect, collect_portable, followers,
+    followers_portable,
+};
+pub use drain::{Sum, TOUCHED_SHIFT, drain, drain_portable, drain_touched, drain_touched_portable};
+
+/// Whether this processor runs the fast versions.
+#[must_use]
+pub fn accelerated() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        avx512::available()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod portable_only {
+    impl crate::collect::sealed::Fast for u16 {}
+    impl crate::collect::sealed::Fast for u32 {}
+    impl crate::drain::sealed::Fast for u32 {}
+    impl crate::drain::sealed::Fast for u64 {}
+}
