@@ -37,7 +37,7 @@ impl<'a> CountBlock<'a> {
         }
     }
 
-    /// Applies `measure` to every row inside the domain; the others get NaN. `out` must be as long as the columns.
+    /// Applies `measure` to every row inside the domain; the others get NaN. A zero has no sign (`−0 + 0 = 0`). `out` must be as long as the columns.
     #[inline(always)]
     pub(crate) fn apply<F>(&self, needs_neither: bool, out: &mut [f64], measure: F)
     where
@@ -52,7 +52,11 @@ impl<'a> CountBlock<'a> {
                     n: n[row],
                 };
                 let valid = cells.valid() && (!needs_neither || cells.neither() >= 0.0);
-                *slot = if valid { measure.at(cells) } else { f64::NAN };
+                *slot = if valid {
+                    measure.at(cells) + 0.0
+                } else {
+                    f64::NAN
+                };
             }
             return;
         }
@@ -68,7 +72,11 @@ impl<'a> CountBlock<'a> {
                 n: n[row],
             };
             let valid = cells.valid() && (!needs_neither || cells.neither() >= 0.0);
-            *slot = if valid { measure.at(cells) } else { f64::NAN };
+            *slot = if valid {
+                measure.at(cells) + 0.0
+            } else {
+                f64::NAN
+            };
         }
     }
 }

@@ -147,6 +147,22 @@ impl ExactSum {
     }
 }
 
+/// `a·b − c·d` of exact sums, in doubled precision: what is left of two products that nearly cancel.
+pub(crate) fn difference_of_products(
+    a: &ExactSum,
+    b: &ExactSum,
+    c: &ExactSum,
+    d: &ExactSum,
+) -> f64 {
+    let product = |a: &ExactSum, b: &ExactSum| {
+        let ((a_high, a_low), (b_high, b_low)) = (a.parts(), b.parts());
+        let (high, error) = crate::cells::two_product(a_high, b_high);
+        (high, error + (a_high * b_low + a_low * b_high))
+    };
+    let ((left, left_low), (right, right_low)) = (product(a, b), product(c, d));
+    (left - right) + (left_low - right_low)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,7 +210,10 @@ mod tests {
             sum.add(-1e15);
             sum.add(1e15);
         }
-        assert_eq!(sum.value(), 100_000.000_000_000_01); // a million times the float nearest to 0.1
+        // A million times the float nearest to 0.1, which is 0.1 + 5.55e-18.
+        let (high, low) = sum.parts();
+        assert_eq!(high, 100_000.0);
+        assert!((low - 5.551_115_123_125_783e-12).abs() < 1e-25, "{low}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ fn checked<C: Cells>(cells: C, needs_neither: bool, measure: impl Fn(C) -> f64) 
     if !cells.valid() || (needs_neither && cells.neither() < 0.0) {
         return None;
     }
-    let value = measure(cells);
+    let value = measure(cells) + 0.0; // −0 becomes 0
     (!value.is_nan()).then_some(value)
 }
 

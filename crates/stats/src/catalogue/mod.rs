@@ -4,6 +4,7 @@
 mod aggregates;
 mod measures;
 mod others;
+mod page;
 
 use crate::StatsError;
 use crate::base::Base;
@@ -13,6 +14,7 @@ pub use crate::estimators::{AggregateSpec, ColumnKind, ColumnSpec};
 pub use aggregates::AGGREGATES;
 pub use measures::MEASURES;
 pub use others::*;
+pub use page::reference_page;
 
 /// A parameter of a function after its counts or columns: a constant of the query.
 #[derive(Debug, Clone, Copy, PartialEq)]

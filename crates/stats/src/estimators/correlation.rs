@@ -13,7 +13,7 @@ use datafusion_common::{Result, ScalarValue};
 use super::{Estimator, float_result, floats};
 use crate::catalogue::Values;
 use crate::codec::{Reader, Writer};
-use crate::exact_sum::ExactSum;
+use crate::exact_sum::{ExactSum, difference_of_products};
 use crate::random::{Stream, mix};
 
 /// Numbers of these sizes (and 0) can be squared and added without leaving f64.
@@ -73,15 +73,9 @@ impl Pearson {
 
     /// `n Σab − Σa Σb`, in doubled precision.
     fn scatter(&self, product: &ExactSum, a: &ExactSum, b: &ExactSum) -> f64 {
-        let two_product = crate::cells::two_product;
-        let n = self.rows as f64;
-        let (p_high, p_low) = product.parts();
-        let (a_high, a_low) = a.parts();
-        let (b_high, b_low) = b.parts();
-        let (left, left_error) = two_product(n, p_high);
-        let (right, right_error) = two_product(a_high, b_high);
-        let low = (left_error + n * p_low) - (right_error + (a_high * b_low + a_low * b_high));
-        (left - right) + low
+        let mut rows = ExactSum::default();
+        rows.add(self.rows as f64);
+        difference_of_products(&rows, product, a, b)
     }
 }
 

@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 use super::{Estimator, float_result, floats};
 use crate::catalogue::Values;
 use crate::codec::{Reader, Writer};
-use crate::exact_sum::ExactSum;
+use crate::exact_sum::{ExactSum, difference_of_products};
 
 const LN_BASE: usize = 0;
 
@@ -103,7 +103,17 @@ impl Sums {
         let cross = self.cross.value();
         let nats = match self.kind {
             Kind::KullbackLeibler => cross / p - (p / q).ln(),
-            Kind::CauchySchwarz => -(cross / p.sqrt() / q.sqrt()).ln(),
+            Kind::CauchySchwarz => {
+                let cosine = cross / p.sqrt() / q.sqrt();
+                if cosine > 0.7 {
+                    // cos² − 1 = (Σpq² − Σp²Σq²) / Σp²Σq², the difference in doubled precision.
+                    let difference =
+                        difference_of_products(&self.cross, &self.cross, &self.p, &self.q);
+                    -0.5 * (difference / (p * q)).ln_1p()
+                } else {
+                    -cosine.ln()
+                }
+            }
         };
         nats.max(0.0) / self.ln_base
     }

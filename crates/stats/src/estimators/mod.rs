@@ -88,7 +88,7 @@ impl std::fmt::Debug for AggregateSpec {
 
 /// A result of Float64: NaN, the mark for "no value", becomes NULL.
 pub(crate) fn float_result(value: f64) -> ScalarValue {
-    ScalarValue::Float64((!value.is_nan()).then_some(value))
+    ScalarValue::Float64((!value.is_nan()).then_some(value + 0.0)) // −0 becomes 0
 }
 
 /// A column of counts, after coercion.

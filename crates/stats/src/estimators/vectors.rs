@@ -229,7 +229,8 @@ impl Moments {
         (0..self.scatter.len())
             .map(|place| {
                 let (i, j) = (place / columns, place % columns);
-                let scale = side(&self.square_a, i).sqrt() * side(&self.square_b, j).sqrt();
+                // One root of the product, so that a unit correlates with itself as exactly 1.
+                let scale = (side(&self.square_a, i) * side(&self.square_b, j)).sqrt();
                 // A constant unit correlates with nothing: 0/0, NaN, NULL in the matrix.
                 (self.scatter[place] / scale).clamp(-1.0, 1.0)
             })

@@ -39,7 +39,8 @@ pub(crate) fn pmi_bound<C: Cells>(cells: C, z: f64, tail: f64, upper: bool) -> f
     if x == 0.0 || y == 0.0 {
         return f64::NAN;
     }
-    if a >= ENOUGH {
+    // The delta method fails on both sides: few contexts with the pair, and few of the rarer one without it.
+    if a >= ENOUGH && x.min(y) - a >= ENOUGH {
         let distance = z * pmi_variance(cells).sqrt();
         return if upper {
             pmi(cells) + distance

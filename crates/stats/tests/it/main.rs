@@ -1,0 +1,8 @@
+//! Tests of the crate from outside: exact arithmetic, simulation, SQL, the reference page.
+#![allow(clippy::unwrap_used)]
+
+mod coverage;
+mod exact;
+mod merge;
+mod page;
+mod slt;
