@@ -12,7 +12,7 @@ mod score;
 mod sql;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use outcome::Outcome;
+use outcome::{Outcome, Output};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -72,7 +72,7 @@ fn main() -> std::process::ExitCode {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "pmill", &mut script);
-            Outcome::text(script)
+            Ok(Output::Bytes(script))
         }
     };
     outcome::finish(outcome, &cli.global)

@@ -33,18 +33,6 @@ pub enum Failure {
     ClosedPipe,
 }
 
-/// Constructors that read well at the call.
-pub trait OutcomeExt {
-    /// Bytes for stdout.
-    fn text(bytes: Vec<u8>) -> Outcome;
-}
-
-impl OutcomeExt for Outcome {
-    fn text(bytes: Vec<u8>) -> Outcome {
-        Ok(Output::Bytes(bytes))
-    }
-}
-
 impl Failure {
     /// Something that the user can fix.
     pub fn user(message: impl Into<String>) -> Self {
