@@ -12,7 +12,7 @@ mod score;
 mod sql;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use outcome::{Outcome, Output};
+use outcome::Output;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -82,7 +82,11 @@ pub fn finish(outcome: Outcome, global: &Global) -> ExitCode {
             if !global.quiet && !global.json {
                 eprint!("{text}");
             }
-            if global.json { print(format!("{json}\n").as_bytes()) } else { Ok(()) }
+            if global.json {
+                print(format!("{json}\n").as_bytes())
+            } else {
+                Ok(())
+            }
         }
         Ok(Output::Bytes(bytes)) => print(&bytes),
         Ok(Output::Done) => Ok(()),
@@ -101,7 +105,10 @@ pub fn finish(outcome: Outcome, global: &Global) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr().lock(), "pmill: cannot write to stdout: {error}");
+            let _ = writeln!(
+                std::io::stderr().lock(),
+                "pmill: cannot write to stdout: {error}"
+            );
             ExitCode::from(2)
         }
     }
