@@ -158,7 +158,7 @@ mod tests {
             .chunks(32)
             .map(|group| u8::from(group.iter().any(|sum| *sum != S::default())))
             .collect();
-        let whole_groups = sums.len() % 32 == 0;
+        let whole_groups = sums.len().is_multiple_of(32);
         for way in 0..4 {
             if way >= 2 && !whole_groups {
                 continue;
