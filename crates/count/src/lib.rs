@@ -40,9 +40,9 @@
 //!   16 bits, 32-bit sums, rows read out by vectors: 187 M events/s on that corpus, 234 to 271 M on
 //!   100 M tokens. This is why `pmill-simd` exists. Its safe twin runs where AVX-512 is missing: 59 M
 //!   against 222 M events/s on 40 M tokens; for documents of captions 80 M against 138 M.
-//! * Looking both ways and keeping partners not below the left id discards half of the looks, yet
-//!   a look costs a fraction of a cycle in a vector. So neither transposing a forward half nor
-//!   levels of rarer words were built.
+//! * A symmetric table is counted by looking both ways and keeping the partners not below the left
+//!   id, 32 looks in one compare. Transposing a forward half, and streams of rarer words only, were
+//!   not built: the profile shows waiting for memory, and few instructions.
 //! * Slots of 16 bits up to a vocabulary of [`NARROW_VOCABULARY`] halve the lines touched. Beyond it
 //!   the same job does about 105 M events/s (vocabulary 400,000), with twice the slots, two loads
 //!   a side and an accumulator beyond the second-level cache.
