@@ -50,8 +50,8 @@ const BAD_CELLS: &str = "no rows, or all counts 0: NULL; a negative or NaN count
 const BAD_PAIRS: &str = "p or q adds up to 0, or no rows: NULL; a negative, NaN or infinite value: NULL; rows with a \
      NULL are left out";
 
-const BAD_NUMBERS: &str = "fewer than 2 rows, or a constant column: NULL; NaN, infinite or outside ±1e140 (or nearer to 0 \
-     than 1e-140): NULL; rows with a NULL are left out";
+const BAD_NUMBERS: &str = "fewer than 2 rows, or a constant column: NULL; NaN, infinite or outside ±1e70 (or nearer to 0 \
+     than 1e-70): NULL; rows with a NULL are left out";
 const BAD_VECTORS: &str = "fewer rows than needed, vectors of different lengths, a NULL, NaN or infinite entry: NULL; a \
      constant entry correlates as NULL; the last digits may depend on the order of the rows";
 

@@ -16,9 +16,9 @@ use crate::codec::{Reader, Writer};
 use crate::exact_sum::{ExactSum, difference_of_products};
 use crate::random::{Stream, mix};
 
-/// Numbers of these sizes (and 0) can be squared and added without leaving f64.
+/// Numbers of these sizes (and 0) can be raised to the fourth power and added without leaving f64.
 fn usable(value: f64) -> bool {
-    value == 0.0 || (1e-140..=1e140).contains(&value.abs())
+    value == 0.0 || (1e-70..=1e70).contains(&value.abs())
 }
 
 /// Pearson's r by exact sums; point-biserial is the same with a column of 0 and 1.
@@ -68,7 +68,7 @@ impl Pearson {
         if xx <= 0.0 || yy <= 0.0 {
             return f64::NAN;
         }
-        (xy / (xx.sqrt() * yy.sqrt())).clamp(-1.0, 1.0)
+        (xy / (xx * yy).sqrt()).clamp(-1.0, 1.0)
     }
 
     /// `n Σab − Σa Σb`, in doubled precision.
@@ -226,7 +226,7 @@ fn pearson(x: &[f64], y: &[f64], weights: &[u32]) -> f64 {
     if xx <= 0.0 || yy <= 0.0 {
         return f64::NAN;
     }
-    (xy / (xx.sqrt() * yy.sqrt())).clamp(-1.0, 1.0)
+    (xy / (xx * yy).sqrt()).clamp(-1.0, 1.0)
 }
 
 /// Mean ranks (ties share theirs) of values in the given order, each counted `weights` times.

@@ -68,6 +68,8 @@ impl Sums {
                     let ratio = p / q;
                     let ln = if ratio > 0.5 && ratio < 2.0 {
                         ((p - q) / q).ln_1p()
+                    } else if ratio.is_normal() {
+                        ratio.ln()
                     } else {
                         p.ln() - q.ln()
                     };
