@@ -7,9 +7,10 @@ use super::{Accepts, Default, Parameter};
 use crate::estimators::correlation::{self, Pairs, Pearson};
 use crate::estimators::divergence::{ClassConditional, JensenShannon, Sums};
 use crate::estimators::entropy::Entropy;
+use crate::estimators::moments::{self, Moments};
 use crate::estimators::table::TableEstimator;
 use crate::estimators::table_measures as measure;
-use crate::estimators::vectors::{self, Edges, Moments, Top};
+use crate::estimators::vectors::{self, Edges, Top};
 use crate::estimators::{AggregateSpec, ColumnKind, ColumnSpec};
 
 const fn column(name: &'static str, kind: ColumnKind) -> ColumnSpec {
@@ -397,7 +398,7 @@ pub static AGGREGATES: &[AggregateSpec] = &[
             help: "1 for a sample, 0 for the whole population",
         }],
         make: Moments::moments,
-        returns: vectors::moments_type,
+        returns: moments::moments_type,
     },
     AggregateSpec {
         name: "correlation_matrix",

@@ -200,7 +200,7 @@ fn check_rational(name: &str, row: &Row, truth: &BigRational) -> Result<(), Test
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn pmi_is_exact_to_1e_14_relative_even_near_zero(row in prop_oneof![any_row(), float_row()]) {
