@@ -277,7 +277,7 @@ impl CountColumns {
 }
 
 fn integral(value: f64) -> Option<u64> {
-    (value >= 0.0 && value < 18_446_744_073_709_551_616.0 && value.fract() == 0.0)
+    ((0.0..18_446_744_073_709_551_616.0).contains(&value) && value.fract() == 0.0)
         .then_some(value as u64)
 }
 

@@ -87,7 +87,6 @@ fn small_counts_are_covered_near_95_in_100() {
     ];
     for (place, (n, p_xy, p_x, p_y)) in regimes.into_iter().enumerate() {
         let share = coverage(n, p_xy, p_x, p_y, 31 + place as u64);
-        println!("{n} {p_xy} {p_x} {p_y}: {share}");
         // Counts are steps: no interval covers exactly 95 % of so few. Short of 92 % would be a wrong promise.
         assert!(
             (0.92..=0.995).contains(&share),
