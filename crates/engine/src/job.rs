@@ -782,6 +782,10 @@ impl Run<'_> {
                 (None, _) => (self.read_again(unit, corpus, vocabulary, work)?, Vec::new()),
             };
             spilled_bytes += tokens.spilled_bytes()?;
+            if !several {
+                // The maps are all that is needed of them.
+                corpus.dictionaries = Vec::new();
+            }
             let mut blocks = Blocks {
                 run: self,
                 counting,
@@ -790,7 +794,7 @@ impl Run<'_> {
                 done: RunsManifest::default(),
                 number: 0,
             };
-            let last = counting.fill(tokens.into_chunks()?, &maps, |block| blocks.flush(block))?;
+            let last = counting.fill(tokens, &maps, |block| blocks.flush(block))?;
             if !several && blocks.number == 0 {
                 let dropped_features = last.dropped_features();
                 let prepared = last.prepare(self.job.threads)?;
