@@ -107,16 +107,6 @@ pub enum SnapshotError {
         /// The output type.
         dtype: DType,
     },
-    /// Tied tensors that differ inside one input.
-    #[error("`{snapshot}` says that `{first}` and `{second}` are tied, but their values differ; add a rule for `{second}`")]
-    Untied {
-        /// The input.
-        snapshot: String,
-        /// The embedding.
-        first: String,
-        /// The head.
-        second: String,
-    },
     /// Settings that contradict themselves or the inputs.
     #[error("{what}")]
     Settings {
@@ -339,6 +329,16 @@ pub enum Problem {
         reference: String,
         /// The first differing byte inside the tensor.
         byte: u64,
+    },
+    /// Tied tensors that differ inside one input.
+    #[error("config.json of `{snapshot}` ties `{second}` to `{first}`, but their values differ there; add a rule for `{second}`")]
+    Untied {
+        /// The input.
+        snapshot: String,
+        /// The embedding.
+        first: String,
+        /// The head.
+        second: String,
     },
     /// Running statistics of a BatchNorm layer.
     #[error("tensor `{tensor}` holds running statistics, whose mean is not the statistics of the merged model; add a rule for it (recalibrate, copy, or mean if you mean it)")]

@@ -182,7 +182,7 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
     let lanes: Vec<Lane> = case.inputs.iter().zip(&bytes).map(|((float, _), bytes)| Lane { bytes, float: *float }).collect();
     let elements = case.inputs[0].1.len();
     let mut output = vec![0; elements * case.out.bytes()];
-    let seen = Kernel::new().mean(&lanes, &[Weights::new(&row)], case.out, elements, &mut [&mut output]);
+    let seen = Kernel::new().mean(&lanes, &[&Weights::new(&row)], case.out, elements, &mut [&mut output]);
     let mut overflowed = None;
     for element in 0..elements {
         let values: Vec<_> = case.inputs.iter().map(|(float, values)| (*float, values[element])).collect();
@@ -198,7 +198,7 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
     #[test]
     fn every_mean_is_the_exact_one_rounded_once(case in case()) {

@@ -54,6 +54,12 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
+    /// `k_i / K` of one input alone, for a sum that is never formed.
+    pub fn one_of(row: &Row, input: usize) -> Self {
+        let number = row.numbers()[input];
+        Self { numbers: vec![number], as_f64: vec![number as f64], ..Self::new(row) }
+    }
+
     pub fn new(row: &Row) -> Self {
         Self {
             numbers: row.numbers().to_vec(),
@@ -98,7 +104,7 @@ impl Kernel {
     /// Writes the mean of each weight row to the output of the same position.
     ///
     /// All lanes hold `elements` values; each output has room for as many of format `out`.
-    pub fn mean(&mut self, lanes: &[Lane<'_>], rows: &[Weights], out: Float, elements: usize, outputs: &mut [&mut [u8]]) -> Seen {
+    pub fn mean(&mut self, lanes: &[Lane<'_>], rows: &[&Weights], out: Float, elements: usize, outputs: &mut [&mut [u8]]) -> Seen {
         let mut seen = Seen::default();
         let mut start = 0;
         while start < elements {

@@ -1,10 +1,19 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 //! pmill snapshot
+mod checks;
+mod digest;
 mod dtype;
 mod error;
 mod exact;
 mod header;
 mod kernel;
+mod layout;
+mod lowrank;
+mod manifest;
+mod merge;
+mod plan;
+mod settings;
+mod staging;
 #[cfg(test)]
 mod exactness;
 mod snapshot;
@@ -16,3 +25,9 @@ pub use header::{Header, MAX_HEADER_BYTES, TensorInfo, byte_length, header_lengt
 pub use snapshot::{Shard, Snapshot};
 pub use source::{LocalFolder, RangeSource, SnapshotPath, SourceFile};
 pub use weights::{Row, SUM_TOLERANCE, Weight};
+
+pub use digest::{Digest, SLICE_ELEMENTS};
+pub use manifest::{InputRecord, MergeReport, OutputRecord};
+pub use merge::{OnProgress, Progress, discard_staging, merge};
+pub use plan::{MergePlan, Slice, plan_merge};
+pub use settings::{Action, LowRank, MergeSettings, TensorRule, Weights};
