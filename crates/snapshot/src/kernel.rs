@@ -274,6 +274,18 @@ fn accumulate(arch: Arch, lanes: &[Lane<'_>], weights: &[f64], start: usize, sum
     }
 }
 
+/// Whether a run holds NaN or infinity.
+pub(crate) fn has_nonfinite(arch: Arch, float: Float, bytes: &[u8]) -> bool {
+    arch.dispatch(Extent { float, bytes }).1 > float.largest_finite()
+}
+
+/// Values `start..` of a lane as doubles; NaN and infinity of the narrow formats come out as numbers.
+pub(crate) fn decode_into(arch: Arch, lane: Lane<'_>, start: usize, values: &mut [f64]) {
+    let lane = part(lane, start, values.len());
+    values.fill(-0.0);
+    arch.dispatch(AddOne { lane, weight: 1.0, sum: values });
+}
+
 /// Smallest non-zero and largest magnitude of a run, as bits; `(MAX, 0)` when all are zero.
 struct Extent<'a> {
     float: Float,

@@ -14,8 +14,12 @@ use crate::settings::thread_count;
 use crate::staging::{self, Record, Staging};
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
+
+/// Bytes written between two syncs of a part.
+const SYNC_BYTES: u64 = 128 << 20;
 
 /// How far a merge or comparison has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,10 +62,25 @@ pub fn merge(plan: &MergePlan, on_progress: OnProgress<'_>) -> Result<MergeRepor
     let lanes = plan.inputs.iter().map(|input| input.source().reads_per_thread()).max().unwrap_or(1);
     let workers = (thread_count(plan.settings.threads) * lanes.max(1)).min(plan.slices.len().max(1));
     std::thread::scope(|scope| {
-        for _ in 1..workers {
-            scope.spawn(|| run.work(workers));
+        // Brings finished parts to the disk meanwhile, so that little is left to wait for at the end.
+        let (sync, asked) = channel();
+        if plan.settings.sync {
+            scope.spawn(|| {
+                for shard in asked {
+                    for output in 0..plan.outputs.len() {
+                        // An error here comes back from the last sync, which counts.
+                        let _ = staging.sync_part(plan, output, shard);
+                    }
+                }
+            });
         }
-        run.work(workers);
+        for _ in 1..workers {
+            let sync = sync.clone();
+            let run = &run;
+            scope.spawn(move || run.work(workers, &sync));
+        }
+        run.work(workers, &sync);
+        drop(sync);
     });
     let Run { failure, records, resumed, .. } = run;
     if let Some((_, error)) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -101,7 +120,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn work(&self, workers: usize) {
+    fn work(&self, workers: usize, sync: &Sender<usize>) {
         let mut worker = Worker::new(self.plan, &self.weights, workers);
         loop {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
@@ -113,6 +132,10 @@ impl Run<'_> {
                 Ok(record) => {
                     self.records.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(record);
                     let done_bytes = self.done_bytes.fetch_add(slice.bytes, Ordering::Relaxed) + slice.bytes;
+                    if done_bytes / SYNC_BYTES != (done_bytes - slice.bytes) / SYNC_BYTES {
+                        // Nobody listens when syncing is off.
+                        let _ = sync.send(self.plan.tensors[slice.tensor].shard);
+                    }
                     let progress = Progress { done_bytes, total_bytes: self.plan.output_bytes() };
                     if !(self.on_progress)(progress) && done_bytes < progress.total_bytes {
                         self.stopped.store(true, Ordering::Release);

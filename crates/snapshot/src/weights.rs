@@ -59,6 +59,15 @@ impl Weight {
         self.numerator == 0
     }
 
+    /// The difference; `None` when it is negative or too long.
+    pub(crate) fn minus(self, other: Self) -> Option<Self> {
+        let divisor = gcd(self.denominator, other.denominator);
+        let denominator = self.denominator.checked_mul(other.denominator / divisor)?;
+        let left = self.numerator.checked_mul(denominator / self.denominator)?;
+        let right = other.numerator.checked_mul(denominator / other.denominator)?;
+        Self::ratio(left.checked_sub(right)?, denominator)
+    }
+
     fn decimal(text: &str) -> Option<Self> {
         let (digits, exponent) = match text.split_once(['e', 'E']) {
             Some((digits, exponent)) => (digits, exponent.parse::<i32>().ok()?),
