@@ -7,25 +7,45 @@ use std::path::PathBuf;
 
 #[expect(clippy::print_stdout, reason = "the report is this program's result")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut settings = MergeSettings { overwrite: true, ..MergeSettings::default() };
+    let mut settings = MergeSettings {
+        overwrite: true,
+        ..MergeSettings::default()
+    };
     let mut places = Vec::new();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--threads" => settings.threads = Some(arguments.next().ok_or("--threads needs a number")?.parse()?),
+            "--threads" => {
+                settings.threads = Some(
+                    arguments
+                        .next()
+                        .ok_or("--threads needs a number")?
+                        .parse()?,
+                )
+            }
             "--no-sync" => settings.sync = false,
             "--no-digests" => settings.digests = false,
-            "--settings" => settings = serde_json::from_str(&arguments.next().ok_or("--settings needs JSON")?)?,
+            "--settings" => {
+                settings = serde_json::from_str(&arguments.next().ok_or("--settings needs JSON")?)?
+            }
             _ => places.push(argument),
         }
     }
-    let (output, inputs) = places.split_first().ok_or("usage: merge OUTPUT SNAPSHOT...")?;
-    let inputs = inputs.iter().map(SnapshotPath::local).collect::<Result<Vec<_>, _>>()?;
+    let (output, inputs) = places
+        .split_first()
+        .ok_or("usage: merge OUTPUT SNAPSHOT...")?;
+    let inputs = inputs
+        .iter()
+        .map(SnapshotPath::local)
+        .collect::<Result<Vec<_>, _>>()?;
     let plan = plan_merge(&inputs, &PathBuf::from(output), &settings)?;
     let report = merge(&plan, &|_| true)?;
     // The largest resident size so far, from the system's own account.
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or("VmHWM unknown");
+    let peak = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap_or("VmHWM unknown");
     println!(
         "{:.3} s, read {:.3} GB, wrote {:.3} GB, {} elements by whole numbers, {} warnings, {peak}",
         report.seconds,

@@ -10,7 +10,11 @@ use std::collections::HashMap;
 const PIECE: usize = 1 << 20;
 
 /// The first byte at which two tensors differ; `None` when they are equal. Their lengths are equal.
-pub(crate) fn first_difference(a: (&Snapshot, &str), b: (&Snapshot, &str), bytes: u64) -> Result<Option<u64>, SnapshotError> {
+pub(crate) fn first_difference(
+    a: (&Snapshot, &str),
+    b: (&Snapshot, &str),
+    bytes: u64,
+) -> Result<Option<u64>, SnapshotError> {
     let length = PIECE.min(usize::try_from(bytes).unwrap_or(PIECE));
     let (mut left, mut right) = (vec![0; length], vec![0; length]);
     let mut at = 0;
@@ -20,7 +24,11 @@ pub(crate) fn first_difference(a: (&Snapshot, &str), b: (&Snapshot, &str), bytes
         a.0.read_tensor(a.1, at, left)?;
         b.0.read_tensor(b.1, at, right)?;
         if left != right {
-            let place = left.iter().zip(right.iter()).position(|(l, r)| l != r).unwrap_or(0);
+            let place = left
+                .iter()
+                .zip(right.iter())
+                .position(|(l, r)| l != r)
+                .unwrap_or(0);
             return Ok(Some(at + place as u64));
         }
         at += length as u64;
@@ -42,7 +50,9 @@ fn sample(snapshot: &Snapshot) -> Result<Digest, SnapshotError> {
         }
         tensors.push((tensor, Digest(*hasher.finalize().as_bytes())));
     }
-    Ok(digest::of_tensors(tensors.iter().map(|(t, digest)| (t.name.as_str(), t.dtype, t.shape.as_slice(), *digest))))
+    Ok(digest::of_tensors(tensors.iter().map(|(t, digest)| {
+        (t.name.as_str(), t.dtype, t.shape.as_slice(), *digest)
+    })))
 }
 
 /// Inputs whose tensors are equal, byte for byte. All bytes are compared only when the samples agree.
@@ -58,13 +68,22 @@ pub(crate) fn same_twice(inputs: &[Snapshot]) -> Result<Vec<Problem>, SnapshotEr
         let reference = &inputs[other];
         let mut differs = false;
         for tensor in reference.tensors() {
-            if first_difference((reference, &tensor.name), (input, &tensor.name), tensor.bytes())?.is_some() {
+            if first_difference(
+                (reference, &tensor.name),
+                (input, &tensor.name),
+                tensor.bytes(),
+            )?
+            .is_some()
+            {
                 differs = true;
                 break;
             }
         }
         if !differs {
-            problems.push(Problem::Twice { snapshot: input.location(), reference: reference.location() });
+            problems.push(Problem::Twice {
+                snapshot: input.location(),
+                reference: reference.location(),
+            });
         }
     }
     Ok(problems)
@@ -102,11 +121,18 @@ const ARCHITECTURE_KEYS: [&str; 25] = [
 /// Differences of architecture, and the other keys that differ (for a warning).
 pub(crate) fn configs(inputs: &[Snapshot]) -> (Vec<Problem>, Vec<String>) {
     let (mut problems, mut warnings) = (Vec::new(), Vec::new());
-    let Some(reference) = inputs.iter().find(|input| input.config.is_some()) else { return (problems, warnings) };
-    let Some(expected) = &reference.config else { return (problems, warnings) };
+    let Some(reference) = inputs.iter().find(|input| input.config.is_some()) else {
+        return (problems, warnings);
+    };
+    let Some(expected) = &reference.config else {
+        return (problems, warnings);
+    };
     for input in inputs {
         let Some(config) = &input.config else {
-            warnings.push(format!("`{}` has no config.json, so its architecture was not compared", input.location()));
+            warnings.push(format!(
+                "`{}` has no config.json, so its architecture was not compared",
+                input.location()
+            ));
             continue;
         };
         let mut keys: Vec<&String> = expected.keys().chain(config.keys()).collect();
@@ -114,7 +140,10 @@ pub(crate) fn configs(inputs: &[Snapshot]) -> (Vec<Problem>, Vec<String>) {
         keys.dedup();
         let mut minor = Vec::new();
         for key in keys {
-            let (there, here) = (expected.get(key).unwrap_or(&Value::Null), config.get(key).unwrap_or(&Value::Null));
+            let (there, here) = (
+                expected.get(key).unwrap_or(&Value::Null),
+                config.get(key).unwrap_or(&Value::Null),
+            );
             if there == here {
                 continue;
             }
@@ -131,7 +160,11 @@ pub(crate) fn configs(inputs: &[Snapshot]) -> (Vec<Problem>, Vec<String>) {
             }
         }
         if !minor.is_empty() {
-            warnings.push(format!("config.json of `{}` differs from the first in {}", input.location(), minor.join(", ")));
+            warnings.push(format!(
+                "config.json of `{}` differs from the first in {}",
+                input.location(),
+                minor.join(", ")
+            ));
         }
     }
     (problems, warnings)
@@ -139,8 +172,10 @@ pub(crate) fn configs(inputs: &[Snapshot]) -> (Vec<Problem>, Vec<String>) {
 
 /// Whether a file maps text to token ids.
 fn is_vocabulary(name: &str) -> bool {
-    matches!(name, "tokenizer.json" | "vocab.json" | "vocab.txt" | "merges.txt" | "added_tokens.json")
-        || name.ends_with(".tiktoken")
+    matches!(
+        name,
+        "tokenizer.json" | "vocab.json" | "vocab.txt" | "merges.txt" | "added_tokens.json"
+    ) || name.ends_with(".tiktoken")
         || name.ends_with(".model")
 }
 
@@ -149,7 +184,11 @@ pub(crate) fn tokenizers(inputs: &[Snapshot]) -> Result<Vec<Problem>, SnapshotEr
     let mut problems = Vec::new();
     let mut first: HashMap<&str, (&Snapshot, u64, Option<Vec<u8>>)> = HashMap::new();
     for input in inputs {
-        for file in input.side_files.iter().filter(|file| is_vocabulary(&file.name)) {
+        for file in input
+            .side_files
+            .iter()
+            .filter(|file| is_vocabulary(&file.name))
+        {
             let Some((reference, size, content)) = first.get_mut(file.name.as_str()) else {
                 first.insert(&file.name, (input, file.size, None));
                 continue;
@@ -180,11 +219,28 @@ pub(crate) fn comes_along(name: &str) -> bool {
         return false;
     }
     // Training state is not the merged model's.
-    if ["trainer_state", "optimizer", "scheduler", "rng_state", "training_args"].iter().any(|state| lower.starts_with(state)) {
+    if [
+        "trainer_state",
+        "optimizer",
+        "scheduler",
+        "rng_state",
+        "training_args",
+    ]
+    .iter()
+    .any(|state| lower.starts_with(state))
+    {
         return false;
     }
     let ends = [".json", ".jinja", ".tiktoken", ".model", ".py", ".vocab"];
-    let starts = ["vocab", "merges", "tokenizer", "license", "licence", "notice", "chat_template"];
+    let starts = [
+        "vocab",
+        "merges",
+        "tokenizer",
+        "license",
+        "licence",
+        "notice",
+        "chat_template",
+    ];
     ends.iter().any(|end| lower.ends_with(end))
         || starts.iter().any(|start| lower.starts_with(start)) && !lower.ends_with(".bin")
 }
@@ -194,20 +250,44 @@ pub(crate) const MANIFEST: &str = "pmill-merge.json";
 
 /// The output head of a language model and the embedding it may be tied to.
 pub(crate) fn tied_pair(snapshot: &Snapshot) -> Option<(String, String)> {
-    let tied = snapshot.config.as_ref()?.get("tie_word_embeddings")?.as_bool()?;
+    let tied = snapshot
+        .config
+        .as_ref()?
+        .get("tie_word_embeddings")?
+        .as_bool()?;
     if !tied {
         return None;
     }
-    let ends = |name: &str, ends: &[&str]| ends.iter().any(|end| name == *end || name.ends_with(&format!(".{end}")));
-    let find = |list: &[&str]| snapshot.tensors().find(|tensor| ends(&tensor.name, list)).map(|tensor| tensor.name.clone());
-    let embedding = find(&["embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "shared.weight"])?;
+    let ends = |name: &str, ends: &[&str]| {
+        ends.iter()
+            .any(|end| name == *end || name.ends_with(&format!(".{end}")))
+    };
+    let find = |list: &[&str]| {
+        snapshot
+            .tensors()
+            .find(|tensor| ends(&tensor.name, list))
+            .map(|tensor| tensor.name.clone())
+    };
+    let embedding = find(&[
+        "embed_tokens.weight",
+        "wte.weight",
+        "word_embeddings.weight",
+        "embed_in.weight",
+        "shared.weight",
+    ])?;
     let head = find(&["lm_head.weight", "embed_out.weight"])?;
     Some((embedding, head))
 }
 
 /// Whether the tensor holds running statistics of a normalisation layer.
 pub(crate) fn is_running_statistic(name: &str) -> bool {
-    ["running_mean", "running_var", "num_batches_tracked", "moving_mean", "moving_variance"]
-        .iter()
-        .any(|end| name == *end || name.ends_with(&format!(".{end}")))
+    [
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+        "moving_mean",
+        "moving_variance",
+    ]
+    .iter()
+    .any(|end| name == *end || name.ends_with(&format!(".{end}")))
 }

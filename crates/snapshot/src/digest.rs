@@ -30,7 +30,9 @@ impl Serialize for Digest {
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        blake3::Hash::from_hex(&text).map(|hash| Self(*hash.as_bytes())).map_err(serde::de::Error::custom)
+        blake3::Hash::from_hex(&text)
+            .map(|hash| Self(*hash.as_bytes()))
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -49,7 +51,9 @@ pub(crate) fn of_slices(slices: &[Digest]) -> Digest {
 }
 
 /// Digest of a snapshot from those of its tensors.
-pub(crate) fn of_tensors<'a>(tensors: impl Iterator<Item = (&'a str, DType, &'a [u64], Digest)>) -> Digest {
+pub(crate) fn of_tensors<'a>(
+    tensors: impl Iterator<Item = (&'a str, DType, &'a [u64], Digest)>,
+) -> Digest {
     let mut sorted: Vec<_> = tensors.collect();
     sorted.sort_by_key(|(name, ..)| *name);
     let mut hasher = blake3::Hasher::new();
@@ -68,7 +72,11 @@ pub(crate) fn of_tensors<'a>(tensors: impl Iterator<Item = (&'a str, DType, &'a 
 
 /// Bytes of one slice of a tensor of this type.
 pub(crate) fn slice_bytes(dtype: DType) -> u64 {
-    if dtype.bits() < 8 { SLICE_ELEMENTS } else { SLICE_ELEMENTS * (dtype.bits() / 8) }
+    if dtype.bits() < 8 {
+        SLICE_ELEMENTS
+    } else {
+        SLICE_ELEMENTS * (dtype.bits() / 8)
+    }
 }
 
 /// Digest of a whole tensor that is in memory.

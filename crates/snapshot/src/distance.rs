@@ -64,10 +64,19 @@ impl Sums {
 
     pub fn add(&mut self, other: &Sums) {
         self.elements += other.elements;
-        self.deviations.iter_mut().zip(&other.deviations).for_each(|(sum, part)| *sum += part);
-        self.mean_deviation.iter_mut().zip(&other.mean_deviation).for_each(|(sum, part)| *sum += part);
+        self.deviations
+            .iter_mut()
+            .zip(&other.deviations)
+            .for_each(|(sum, part)| *sum += part);
+        self.mean_deviation
+            .iter_mut()
+            .zip(&other.mean_deviation)
+            .for_each(|(sum, part)| *sum += part);
         self.mean_square += other.mean_square;
-        self.same_sign.iter_mut().zip(&other.same_sign).for_each(|(sum, part)| *sum += part);
+        self.same_sign
+            .iter_mut()
+            .zip(&other.same_sign)
+            .for_each(|(sum, part)| *sum += part);
         self.unanimous += other.unanimous;
     }
 }
@@ -77,27 +86,51 @@ impl Sums {
 /// # Errors
 /// Fewer than two snapshots, missing tensors or shapes that differ (by name), NaN or infinity (with tensor
 /// and index), unreadable files.
-pub fn distance(paths: &[SnapshotPath], settings: &DistanceSettings, on_progress: OnProgress<'_>) -> Result<DistanceReport, SnapshotError> {
+pub fn distance(
+    paths: &[SnapshotPath],
+    settings: &DistanceSettings,
+    on_progress: OnProgress<'_>,
+) -> Result<DistanceReport, SnapshotError> {
     if paths.len() < 2 {
-        return Err(SnapshotError::Settings { what: format!("a distance needs two snapshots or more, {} given", paths.len()) });
+        return Err(SnapshotError::Settings {
+            what: format!(
+                "a distance needs two snapshots or more, {} given",
+                paths.len()
+            ),
+        });
     }
-    let inputs = paths.iter().map(Snapshot::open).collect::<Result<Vec<_>, _>>()?;
+    let inputs = paths
+        .iter()
+        .map(Snapshot::open)
+        .collect::<Result<Vec<_>, _>>()?;
     let pattern = match &settings.tensors {
-        Some(glob) => Some(glob::Pattern::new(glob).map_err(|error| SnapshotError::Settings { what: format!("`{glob}` is not a glob: {error}") })?),
+        Some(glob) => Some(
+            glob::Pattern::new(glob).map_err(|error| SnapshotError::Settings {
+                what: format!("`{glob}` is not a glob: {error}"),
+            })?,
+        ),
         None => None,
     };
-    let (tensors, skipped) = comparable(&inputs, |name| pattern.as_ref().is_none_or(|pattern| pattern.matches(name)))?;
+    let (tensors, skipped) = comparable(&inputs, |name| {
+        pattern.as_ref().is_none_or(|pattern| pattern.matches(name))
+    })?;
     let slices: Vec<(usize, u64)> = tensors
         .iter()
         .enumerate()
-        .flat_map(|(tensor, (_, count))| (0..count.div_ceil(SLICE_ELEMENTS)).map(move |slice| (tensor, slice * SLICE_ELEMENTS)))
+        .flat_map(|(tensor, (_, count))| {
+            (0..count.div_ceil(SLICE_ELEMENTS)).map(move |slice| (tensor, slice * SLICE_ELEMENTS))
+        })
         .collect();
     let total_bytes = tensors.iter().map(|(_, count)| count).sum::<u64>();
 
     let next = AtomicUsize::new(0);
     let done = AtomicU64::new(0);
     let stopped = AtomicBool::new(false);
-    let fold = Mutex::new(Fold { next: 0, waiting: BTreeMap::new(), sums: tensors.iter().map(|_| Sums::new(inputs.len())).collect() });
+    let fold = Mutex::new(Fold {
+        next: 0,
+        waiting: BTreeMap::new(),
+        sums: tensors.iter().map(|_| Sums::new(inputs.len())).collect(),
+    });
     let failure: Mutex<Option<(usize, SnapshotError)>> = Mutex::new(None);
     std::thread::scope(|scope| {
         for _ in 0..thread_count(settings.threads).min(slices.len().max(1)) {
@@ -105,20 +138,33 @@ pub fn distance(paths: &[SnapshotPath], settings: &DistanceSettings, on_progress
                 let mut worker = Worker::new(&inputs);
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
-                    let (Some(&(tensor, first)), false) = (slices.get(index), stopped.load(Ordering::Acquire)) else { return };
+                    let (Some(&(tensor, first)), false) =
+                        (slices.get(index), stopped.load(Ordering::Acquire))
+                    else {
+                        return;
+                    };
                     let (name, count) = &tensors[tensor];
                     let length = SLICE_ELEMENTS.min(count - first);
                     match worker.slice(name, first, length) {
                         Ok(sums) => {
-                            fold.lock().unwrap_or_else(PoisonError::into_inner).put(index, tensor, sums);
+                            fold.lock()
+                                .unwrap_or_else(PoisonError::into_inner)
+                                .put(index, tensor, sums);
                             let done_bytes = done.fetch_add(length, Ordering::Relaxed) + length;
-                            if on_progress(Progress { done_bytes, total_bytes }) {
+                            if on_progress(Progress {
+                                done_bytes,
+                                total_bytes,
+                            }) {
                                 continue;
                             }
-                            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert((usize::MAX, SnapshotError::Stopped));
+                            failure
+                                .lock()
+                                .unwrap_or_else(PoisonError::into_inner)
+                                .get_or_insert((usize::MAX, SnapshotError::Stopped));
                         }
                         Err(error) => {
-                            let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+                            let mut failure =
+                                failure.lock().unwrap_or_else(PoisonError::into_inner);
                             if failure.as_ref().is_none_or(|(earlier, _)| index < *earlier) {
                                 *failure = Some((index, error));
                             }
@@ -134,26 +180,50 @@ pub fn distance(paths: &[SnapshotPath], settings: &DistanceSettings, on_progress
     if let Some((_, error)) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
-    let sums = fold.into_inner().unwrap_or_else(PoisonError::into_inner).sums;
+    let sums = fold
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+        .sums;
     let named = tensors
         .iter()
-        .map(|(name, _)| (name.clone(), inputs[0].tensor(name).map(|(_, tensor)| tensor.shape.clone()).unwrap_or_default()))
+        .map(|(name, _)| {
+            (
+                name.clone(),
+                inputs[0]
+                    .tensor(name)
+                    .map(|(_, tensor)| tensor.shape.clone())
+                    .unwrap_or_default(),
+            )
+        })
         .zip(sums)
         .collect();
-    Ok(distance_report::build(inputs.iter().map(Snapshot::location).collect(), named, skipped))
+    Ok(distance_report::build(
+        inputs.iter().map(Snapshot::location).collect(),
+        named,
+        skipped,
+    ))
 }
 
 /// The float tensors that all inputs share, with their number of floats, and the names of the others.
 #[expect(clippy::type_complexity, reason = "two lists")]
-fn comparable(inputs: &[Snapshot], wanted: impl Fn(&str) -> bool) -> Result<(Vec<(String, u64)>, Vec<String>), SnapshotError> {
+fn comparable(
+    inputs: &[Snapshot],
+    wanted: impl Fn(&str) -> bool,
+) -> Result<(Vec<(String, u64)>, Vec<String>), SnapshotError> {
     let (mut tensors, mut skipped, mut problems) = (Vec::new(), Vec::new(), Vec::new());
     let mut names: Vec<(&Snapshot, &str)> = Vec::new();
     for (position, input) in inputs.iter().enumerate() {
-        let new = input.tensors().filter(|tensor| inputs[..position].iter().all(|earlier| earlier.tensor(&tensor.name).is_none()));
+        let new = input.tensors().filter(|tensor| {
+            inputs[..position]
+                .iter()
+                .all(|earlier| earlier.tensor(&tensor.name).is_none())
+        });
         names.extend(new.map(|tensor| (input, tensor.name.as_str())));
     }
     for (reference, name) in names.into_iter().filter(|(_, name)| wanted(name)) {
-        let Some((_, first)) = reference.tensor(name) else { continue };
+        let Some((_, first)) = reference.tensor(name) else {
+            continue;
+        };
         let problem_count = problems.len();
         for input in inputs {
             match input.tensor(name) {
@@ -170,7 +240,10 @@ fn comparable(inputs: &[Snapshot], wanted: impl Fn(&str) -> bool) -> Result<(Vec
                     reference: reference.location(),
                     expected: first.shape.clone(),
                 }),
-                Some((_, tensor)) if tensor.dtype.lanes().map(|(_, lanes)| lanes) != first.dtype.lanes().map(|(_, lanes)| lanes) => {
+                Some((_, tensor))
+                    if tensor.dtype.lanes().map(|(_, lanes)| lanes)
+                        != first.dtype.lanes().map(|(_, lanes)| lanes) =>
+                {
                     problems.push(Problem::Type {
                         tensor: name.to_owned(),
                         snapshot: input.location(),
@@ -183,7 +256,9 @@ fn comparable(inputs: &[Snapshot], wanted: impl Fn(&str) -> bool) -> Result<(Vec
             }
         }
         match first.dtype.lanes() {
-            Some((_, lanes)) if problems.len() == problem_count => tensors.push((name.to_owned(), first.elements() * lanes)),
+            Some((_, lanes)) if problems.len() == problem_count => {
+                tensors.push((name.to_owned(), first.elements() * lanes))
+            }
             Some(_) => {}
             None => skipped.push(name.to_owned()),
         }
@@ -192,7 +267,9 @@ fn comparable(inputs: &[Snapshot], wanted: impl Fn(&str) -> bool) -> Result<(Vec
         return Err(SnapshotError::Refused { problems });
     }
     if tensors.is_empty() {
-        return Err(SnapshotError::Settings { what: "the snapshots share no float tensor to compare".to_owned() });
+        return Err(SnapshotError::Settings {
+            what: "the snapshots share no float tensor to compare".to_owned(),
+        });
     }
     Ok((tensors, skipped))
 }
@@ -248,9 +325,15 @@ impl<'a> Worker<'a> {
         let step = ((32 << 20) / (8 * inputs.len())).clamp(BLOCK, 1 << 16) / BLOCK * BLOCK;
         let floats: Vec<Float> = inputs
             .iter()
-            .map(|input| input.tensor(name).and_then(|(_, tensor)| tensor.dtype.float()))
+            .map(|input| {
+                input
+                    .tensor(name)
+                    .and_then(|(_, tensor)| tensor.dtype.float())
+            })
             .collect::<Option<_>>()
-            .ok_or_else(|| SnapshotError::Internal { what: format!("`{name}` is no float tensor") })?;
+            .ok_or_else(|| SnapshotError::Internal {
+                what: format!("`{name}` is no float tensor"),
+            })?;
         let mut at = 0;
         while at < count {
             let elements = step.min((count - at) as usize);
@@ -267,7 +350,10 @@ impl<'a> Worker<'a> {
                 // The rest of the last block counts as zeros, which add nothing to any product.
                 self.values.fill(0.0);
                 for (position, float) in floats.iter().enumerate() {
-                    let lane = Lane { bytes: &self.buffers[position], float: *float };
+                    let lane = Lane {
+                        bytes: &self.buffers[position],
+                        float: *float,
+                    };
                     let block = &mut self.values[position * BLOCK..position * BLOCK + length];
                     kernel::decode_into(self.arch, lane, start, block);
                 }
@@ -281,7 +367,9 @@ impl<'a> Worker<'a> {
                 });
                 if !finite {
                     return Err(SnapshotError::Settings {
-                        what: format!("the values of `{name}` are too large: their squares are beyond a double"),
+                        what: format!(
+                            "the values of `{name}` are too large: their squares are beyond a double"
+                        ),
                     });
                 }
             }
@@ -292,8 +380,17 @@ impl<'a> Worker<'a> {
     }
 }
 
-fn nonfinite(input: &Snapshot, name: &str, float: Float, offset: u64, bytes: &[u8]) -> SnapshotError {
-    let lanes = input.tensor(name).and_then(|(_, tensor)| tensor.dtype.lanes()).map_or(1, |(_, lanes)| lanes);
+fn nonfinite(
+    input: &Snapshot,
+    name: &str,
+    float: Float,
+    offset: u64,
+    bytes: &[u8],
+) -> SnapshotError {
+    let lanes = input
+        .tensor(name)
+        .and_then(|(_, tensor)| tensor.dtype.lanes())
+        .map_or(1, |(_, lanes)| lanes);
     for (element, bytes) in bytes.chunks_exact(float.bytes()).enumerate() {
         let value = match decode(float, read_bits(float, bytes)) {
             Value::Finite { .. } => continue,
@@ -302,9 +399,16 @@ fn nonfinite(input: &Snapshot, name: &str, float: Float, offset: u64, bytes: &[u
             Value::Infinite { negative: false } => "+Inf",
         };
         let index = (offset + element as u64) / lanes;
-        return SnapshotError::NonFinite { snapshot: input.location(), tensor: name.to_owned(), index, value };
+        return SnapshotError::NonFinite {
+            snapshot: input.location(),
+            tensor: name.to_owned(),
+            index,
+            value,
+        };
     }
-    SnapshotError::Internal { what: format!("`{name}` was said to hold a value that is not finite") }
+    SnapshotError::Internal {
+        what: format!("`{name}` was said to hold a value that is not finite"),
+    }
 }
 
 struct Accumulate<'a> {
@@ -349,9 +453,19 @@ impl pulp::NullaryFnOnce for Accumulate<'_> {
 
     #[inline(always)]
     fn call(self) -> bool {
-        let Self { values, signs, mean, inputs, length, sums } = self;
+        let Self {
+            values,
+            signs,
+            mean,
+            inputs,
+            length,
+            sums,
+        } = self;
         mean.fill(0.0);
-        for (values, signs) in values.chunks_exact(BLOCK).zip(signs.chunks_exact_mut(BLOCK)) {
+        for (values, signs) in values
+            .chunks_exact(BLOCK)
+            .zip(signs.chunks_exact_mut(BLOCK))
+        {
             for ((mean, value), sign) in mean.iter_mut().zip(values).zip(signs) {
                 *mean += value;
                 *sign = i8::from(*value > 0.0) - i8::from(*value < 0.0);
@@ -360,7 +474,10 @@ impl pulp::NullaryFnOnce for Accumulate<'_> {
         let count = inputs as f64;
         mean.iter_mut().for_each(|mean| *mean /= count);
         for values in values.chunks_exact_mut(BLOCK) {
-            values.iter_mut().zip(mean.iter()).for_each(|(value, mean)| *value -= mean);
+            values
+                .iter_mut()
+                .zip(mean.iter())
+                .for_each(|(value, mean)| *value -= mean);
         }
         let block = |input: usize| &values[input * BLOCK..(input + 1) * BLOCK];
         sums.mean_square += product(mean, mean);
@@ -370,8 +487,14 @@ impl pulp::NullaryFnOnce for Accumulate<'_> {
             let mut j = i;
             while j < inputs {
                 if j + 4 <= inputs {
-                    let four = four_products(block(i), [block(j), block(j + 1), block(j + 2), block(j + 3)]);
-                    sums.deviations[place..place + 4].iter_mut().zip(four).for_each(|(sum, part)| *sum += part);
+                    let four = four_products(
+                        block(i),
+                        [block(j), block(j + 1), block(j + 2), block(j + 3)],
+                    );
+                    sums.deviations[place..place + 4]
+                        .iter_mut()
+                        .zip(four)
+                        .for_each(|(sum, part)| *sum += part);
                     (j, place) = (j + 4, place + 4);
                 } else {
                     sums.deviations[place] += product(block(i), block(j));
@@ -383,7 +506,11 @@ impl pulp::NullaryFnOnce for Accumulate<'_> {
         let mut place = 0;
         for i in 0..inputs {
             for j in i + 1..inputs {
-                let same: u32 = sign(i).iter().zip(sign(j)).map(|(a, b)| u32::from(a == b)).sum();
+                let same: u32 = sign(i)
+                    .iter()
+                    .zip(sign(j))
+                    .map(|(a, b)| u32::from(a == b))
+                    .sum();
                 sums.same_sign[place] += u64::from(same);
                 place += 1;
             }
@@ -394,7 +521,10 @@ impl pulp::NullaryFnOnce for Accumulate<'_> {
                 *differing |= first ^ other;
             }
         }
-        sums.unanimous += differing[..length].iter().map(|bits| u64::from(*bits == 0)).sum::<u64>();
+        sums.unanimous += differing[..length]
+            .iter()
+            .map(|bits| u64::from(*bits == 0))
+            .sum::<u64>();
         (sums.mean_square + sums.deviations.iter().sum::<f64>()).is_finite()
     }
 }

@@ -107,7 +107,9 @@ impl Geometry<'_> {
     }
 
     fn l2(&self, i: usize, j: usize) -> f64 {
-        (self.deviation(i, i) + self.deviation(j, j) - 2.0 * self.deviation(i, j)).max(0.0).sqrt()
+        (self.deviation(i, i) + self.deviation(j, j) - 2.0 * self.deviation(i, j))
+            .max(0.0)
+            .sqrt()
     }
 
     fn cosine(&self, i: usize, j: usize) -> Option<f64> {
@@ -119,7 +121,10 @@ impl Geometry<'_> {
     }
 
     fn cosines(&self) -> Option<Vec<f64>> {
-        (0..self.inputs).flat_map(|i| (i + 1..self.inputs).map(move |j| (i, j))).map(|(i, j)| self.cosine(i, j)).collect()
+        (0..self.inputs)
+            .flat_map(|i| (i + 1..self.inputs).map(move |j| (i, j)))
+            .map(|(i, j)| self.cosine(i, j))
+            .collect()
     }
 
     fn consensus(&self) -> f64 {
@@ -141,14 +146,22 @@ impl Geometry<'_> {
 }
 
 fn ratio(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 1.0 } else { part as f64 / whole as f64 }
+    if whole == 0 {
+        1.0
+    } else {
+        part as f64 / whole as f64
+    }
 }
 
 fn smallest(values: &[f64]) -> Option<f64> {
     values.iter().copied().reduce(f64::min)
 }
 
-pub(crate) fn build(snapshots: Vec<String>, tensors: Vec<((String, Vec<u64>), Sums)>, skipped: Vec<String>) -> DistanceReport {
+pub(crate) fn build(
+    snapshots: Vec<String>,
+    tensors: Vec<((String, Vec<u64>), Sums)>,
+    skipped: Vec<String>,
+) -> DistanceReport {
     let inputs = snapshots.len();
     let (mut all, mut matrices) = (Sums::new(inputs), Sums::new(inputs));
     for ((_, shape), sums) in &tensors {
@@ -169,27 +182,48 @@ pub(crate) fn build(snapshots: Vec<String>, tensors: Vec<((String, Vec<u64>), Su
                 shape: shape.clone(),
                 consensus: tensor.consensus(),
                 relative_consensus: tensor.relative(),
-                share: if consensus > 0.0 { tensor.consensus() / consensus } else { 0.0 },
-                mean_square_norm: (0..inputs).map(|i| tensor.square(i)).sum::<f64>() / inputs as f64,
+                share: if consensus > 0.0 {
+                    tensor.consensus() / consensus
+                } else {
+                    0.0
+                },
+                mean_square_norm: (0..inputs).map(|i| tensor.square(i)).sum::<f64>()
+                    / inputs as f64,
                 min_cosine: cosines.as_deref().and_then(smallest),
-                mean_cosine: cosines.map(|cosines| cosines.iter().sum::<f64>() / cosines.len() as f64),
+                mean_cosine: cosines
+                    .map(|cosines| cosines.iter().sum::<f64>() / cosines.len() as f64),
                 unanimous_sign: ratio(sums.unanimous, sums.elements),
             }
         })
         .collect();
-    let judged = Geometry { inputs, sums: if matrices.elements > 0 { &matrices } else { &all } };
+    let judged = Geometry {
+        inputs,
+        sums: if matrices.elements > 0 {
+            &matrices
+        } else {
+            &all
+        },
+    };
     let min_matrix_cosine = judged.cosines().as_deref().and_then(smallest);
     let (verdict, reason) = judge(min_matrix_cosine);
-    let matrix = |f: &dyn Fn(usize, usize) -> f64| -> Vec<Vec<f64>> { (0..inputs).map(|i| (0..inputs).map(|j| f(i, j)).collect()).collect() };
+    let matrix = |f: &dyn Fn(usize, usize) -> f64| -> Vec<Vec<f64>> {
+        (0..inputs)
+            .map(|i| (0..inputs).map(|j| f(i, j)).collect())
+            .collect()
+    };
     DistanceReport {
         elements: all.elements,
         consensus,
         relative_consensus: whole.relative(),
         mean_norm: all.mean_square.sqrt(),
         norms: (0..inputs).map(|i| whole.square(i).sqrt()).collect(),
-        to_mean: (0..inputs).map(|i| whole.deviation(i, i).max(0.0).sqrt()).collect(),
+        to_mean: (0..inputs)
+            .map(|i| whole.deviation(i, i).max(0.0).sqrt())
+            .collect(),
         l2: matrix(&|i, j| whole.l2(i, j)),
-        cosine: (0..inputs).map(|i| (0..inputs).map(|j| whole.cosine(i, j)).collect()).collect(),
+        cosine: (0..inputs)
+            .map(|i| (0..inputs).map(|j| whole.cosine(i, j)).collect())
+            .collect(),
         sign_agreement: matrix(&|i, j| whole.same_sign(i, j)),
         unanimous_sign: ratio(all.unanimous, all.elements),
         tensors: entries,
@@ -203,17 +237,25 @@ pub(crate) fn build(snapshots: Vec<String>, tensors: Vec<((String, Vec<u64>), Su
 
 fn judge(cosine: Option<f64>) -> (Verdict, String) {
     match cosine {
-        None => (Verdict::Uncertain, "some snapshot is zero everywhere, so no cosine exists".to_owned()),
-        Some(cosine) if cosine >= LIKELY_COSINE => {
-            (Verdict::Likely, format!("the least similar pair has cosine {cosine:.3} (likely from {LIKELY_COSINE})"))
-        }
+        None => (
+            Verdict::Uncertain,
+            "some snapshot is zero everywhere, so no cosine exists".to_owned(),
+        ),
+        Some(cosine) if cosine >= LIKELY_COSINE => (
+            Verdict::Likely,
+            format!("the least similar pair has cosine {cosine:.3} (likely from {LIKELY_COSINE})"),
+        ),
         Some(cosine) if cosine < UNLIKELY_COSINE => (
             Verdict::Unlikely,
-            format!("the least similar pair has cosine {cosine:.3}, as independent trainings have (unlikely below {UNLIKELY_COSINE})"),
+            format!(
+                "the least similar pair has cosine {cosine:.3}, as independent trainings have (unlikely below {UNLIKELY_COSINE})"
+            ),
         ),
         Some(cosine) => (
             Verdict::Uncertain,
-            format!("the least similar pair has cosine {cosine:.3}; compare the loss of the merged model with the mean loss of the snapshots"),
+            format!(
+                "the least similar pair has cosine {cosine:.3}; compare the loss of the merged model with the mean loss of the snapshots"
+            ),
         ),
     }
 }
@@ -236,7 +278,11 @@ impl DistanceReport {
     #[must_use]
     pub fn farthest(&self, count: usize) -> Vec<&TensorDistance> {
         let mut tensors: Vec<_> = self.tensors.iter().collect();
-        tensors.sort_by(|a, b| b.consensus.total_cmp(&a.consensus).then_with(|| a.name.cmp(&b.name)));
+        tensors.sort_by(|a, b| {
+            b.consensus
+                .total_cmp(&a.consensus)
+                .then_with(|| a.name.cmp(&b.name))
+        });
         tensors.truncate(count);
         tensors
     }
@@ -254,11 +300,19 @@ impl DistanceReport {
                 self.to_mean[position]
             );
         }
-        let _ = write!(text, "\nconsensus distance {:.6} over {} values", self.consensus, self.elements);
+        let _ = write!(
+            text,
+            "\nconsensus distance {:.6} over {} values",
+            self.consensus, self.elements
+        );
         if let Some(relative) = self.relative_consensus {
             let _ = write!(text, " ({relative:.3e} of the mean's squared length)");
         }
-        let _ = writeln!(text, "\nsame sign in all: {:.2} %\n", 100.0 * self.unanimous_sign);
+        let _ = writeln!(
+            text,
+            "\nsame sign in all: {:.2} %\n",
+            100.0 * self.unanimous_sign
+        );
         let mut table = |title: &str, cell: &dyn Fn(usize, usize) -> String| {
             let _ = write!(text, "{title:10}");
             (0..self.snapshots.len()).for_each(|j| {
@@ -275,12 +329,26 @@ impl DistanceReport {
             text.push('\n');
         };
         table("distance", &|i, j| format!("{:.4}", self.l2[i][j]));
-        table("cosine", &|i, j| self.cosine[i][j].map_or_else(|| "-".to_owned(), |cosine| format!("{cosine:.4}")));
-        table("same sign", &|i, j| format!("{:.4}", self.sign_agreement[i][j]));
-        let _ = writeln!(text, "tensors farthest apart (share of the consensus distance, smallest cosine)");
+        table("cosine", &|i, j| {
+            self.cosine[i][j].map_or_else(|| "-".to_owned(), |cosine| format!("{cosine:.4}"))
+        });
+        table("same sign", &|i, j| {
+            format!("{:.4}", self.sign_agreement[i][j])
+        });
+        let _ = writeln!(
+            text,
+            "tensors farthest apart (share of the consensus distance, smallest cosine)"
+        );
         for tensor in self.farthest(10) {
-            let cosine = tensor.min_cosine.map_or_else(|| "-".to_owned(), |cosine| format!("{cosine:.4}"));
-            let _ = writeln!(text, "{:7.2} % {cosine:>8}  {}", 100.0 * tensor.share, tensor.name);
+            let cosine = tensor
+                .min_cosine
+                .map_or_else(|| "-".to_owned(), |cosine| format!("{cosine:.4}"));
+            let _ = writeln!(
+                text,
+                "{:7.2} % {cosine:>8}  {}",
+                100.0 * tensor.share,
+                tensor.name
+            );
         }
         let _ = writeln!(text, "\n{}: {}", verdict_words(self.verdict), self.reason);
         text
@@ -303,8 +371,16 @@ impl DistanceReport {
             Verdict::Uncertain => "uncertain",
             Verdict::Unlikely => "unlikely",
         };
-        let _ = writeln!(page, "<p class=\"verdict {class}\"><b>{}</b>: {}</p>", verdict_words(self.verdict), escape(&self.reason));
-        let relative = self.relative_consensus.map(|r| format!(" ({r:.3e} of the mean's squared length)")).unwrap_or_default();
+        let _ = writeln!(
+            page,
+            "<p class=\"verdict {class}\"><b>{}</b>: {}</p>",
+            verdict_words(self.verdict),
+            escape(&self.reason)
+        );
+        let relative = self
+            .relative_consensus
+            .map(|r| format!(" ({r:.3e} of the mean's squared length)"))
+            .unwrap_or_default();
         let _ = writeln!(
             page,
             "<p>Consensus distance {:.6}{relative}, over {} values; same sign in all: {:.2} %.</p>",
@@ -325,13 +401,35 @@ impl DistanceReport {
         }
         page.push_str("</table>\n");
         let largest = self.l2.iter().flatten().copied().fold(0.0, f64::max);
-        self.map(&mut page, "Distance", 4, &|i, j| Some(self.l2[i][j]), &|value| if largest > 0.0 { value / largest } else { 0.0 });
-        self.map(&mut page, "Cosine", 4, &|i, j| self.cosine[i][j], &|value| (1.0 - value).clamp(0.0, 1.0));
-        self.map(&mut page, "Same sign", 4, &|i, j| Some(self.sign_agreement[i][j]), &|value| 1.0 - value);
+        self.map(
+            &mut page,
+            "Distance",
+            4,
+            &|i, j| Some(self.l2[i][j]),
+            &|value| if largest > 0.0 { value / largest } else { 0.0 },
+        );
+        self.map(
+            &mut page,
+            "Cosine",
+            4,
+            &|i, j| self.cosine[i][j],
+            &|value| (1.0 - value).clamp(0.0, 1.0),
+        );
+        self.map(
+            &mut page,
+            "Same sign",
+            4,
+            &|i, j| Some(self.sign_agreement[i][j]),
+            &|value| 1.0 - value,
+        );
         page.push_str("<h2>Tensors, farthest apart first</h2>\n<table><tr><th class=\"name\">tensor</th><th>shape</th><th>consensus</th><th>share</th><th>smallest cosine</th><th>same sign</th></tr>\n");
         for tensor in self.farthest(usize::MAX) {
-            let heat = tensor.min_cosine.map_or_else(String::new, |cosine| colour((1.0 - cosine).clamp(0.0, 1.0)));
-            let cosine = tensor.min_cosine.map_or_else(|| "–".to_owned(), |cosine| format!("{cosine:.4}"));
+            let heat = tensor
+                .min_cosine
+                .map_or_else(String::new, |cosine| colour((1.0 - cosine).clamp(0.0, 1.0)));
+            let cosine = tensor
+                .min_cosine
+                .map_or_else(|| "–".to_owned(), |cosine| format!("{cosine:.4}"));
             let _ = writeln!(
                 page,
                 "<tr><td class=\"name\">{}</td><td>{:?}</td><td>{:.4e}</td><td>{:.2} %</td><td{heat}>{cosine}</td><td>{:.2} %</td></tr>",
@@ -346,7 +444,14 @@ impl DistanceReport {
         page
     }
 
-    fn map(&self, page: &mut String, title: &str, digits: usize, cell: &dyn Fn(usize, usize) -> Option<f64>, heat: &dyn Fn(f64) -> f64) {
+    fn map(
+        &self,
+        page: &mut String,
+        title: &str,
+        digits: usize,
+        cell: &dyn Fn(usize, usize) -> Option<f64>,
+        heat: &dyn Fn(f64) -> f64,
+    ) {
         let count = self.snapshots.len();
         let _ = write!(page, "<h2>{title}</h2>\n<table class=\"map\"><tr><th></th>");
         (0..count).for_each(|j| {
@@ -371,9 +476,16 @@ impl DistanceReport {
 fn colour(heat: f64) -> String {
     let heat = heat.clamp(0.0, 1.0);
     let text = if heat > 0.55 { "#fff" } else { "#222" };
-    format!(" style=\"background:hsl({:.0} 65% {:.0}%);color:{text}\"", 205.0 - 185.0 * heat, 94.0 - 52.0 * heat)
+    format!(
+        " style=\"background:hsl({:.0} 65% {:.0}%);color:{text}\"",
+        205.0 - 185.0 * heat,
+        94.0 - 52.0 * heat
+    )
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }

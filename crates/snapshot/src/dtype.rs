@@ -4,7 +4,10 @@ use serde::{Deserialize, Serialize};
 
 /// An element type as the safetensors header names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[allow(non_camel_case_types, reason = "the variants are the names in the file format")]
+#[allow(
+    non_camel_case_types,
+    reason = "the variants are the names in the file format"
+)]
 #[expect(missing_docs, reason = "each variant is the format's own name")]
 pub enum DType {
     BOOL,
@@ -274,8 +277,14 @@ mod tests {
     fn float_constants_are_those_of_the_formats() {
         assert_eq!(f32::from_bits(Float::F32.largest_finite() as u32), f32::MAX);
         assert_eq!(f64::from_bits(Float::F64.largest_finite()), f64::MAX);
-        assert_eq!(half::f16::from_bits(Float::F16.largest_finite() as u16), half::f16::MAX);
-        assert_eq!(half::bf16::from_bits(Float::BF16.largest_finite() as u16), half::bf16::MAX);
+        assert_eq!(
+            half::f16::from_bits(Float::F16.largest_finite() as u16),
+            half::f16::MAX
+        );
+        assert_eq!(
+            half::bf16::from_bits(Float::BF16.largest_finite() as u16),
+            half::bf16::MAX
+        );
         assert_eq!(Float::F16.smallest_exponent(), -24);
         assert_eq!(Float::BF16.smallest_exponent(), -133);
         assert_eq!(Float::F64.smallest_exponent(), -1074);

@@ -60,7 +60,9 @@ pub enum SnapshotError {
         source: serde_json::Error,
     },
     /// A file that should be small is not.
-    #[error("`{path}` has {size_bytes} bytes, more than the {limit_bytes} that such a file may have")]
+    #[error(
+        "`{path}` has {size_bytes} bytes, more than the {limit_bytes} that such a file may have"
+    )]
     TooLarge {
         /// The file.
         path: String,
@@ -98,7 +100,9 @@ pub enum SnapshotError {
         value: &'static str,
     },
     /// Finite inputs whose mean is too large for the output type.
-    #[error("the mean of tensor `{tensor}` at index {index} is too large for {dtype}; choose a wider output type")]
+    #[error(
+        "the mean of tensor `{tensor}` at index {index} is too large for {dtype}; choose a wider output type"
+    )]
     Overflow {
         /// The tensor.
         tensor: String,
@@ -150,11 +154,17 @@ pub enum SnapshotError {
 
 impl SnapshotError {
     pub(crate) fn read(path: impl fmt::Display, source: io::Error) -> Self {
-        Self::Read { path: path.to_string(), source }
+        Self::Read {
+            path: path.to_string(),
+            source,
+        }
     }
 
     pub(crate) fn write(path: &Path, source: io::Error) -> Self {
-        Self::Write { path: path.display().to_string(), source }
+        Self::Write {
+            path: path.display().to_string(),
+            source,
+        }
     }
 
     /// Whether trying again helps.
@@ -216,7 +226,9 @@ pub enum HeaderFault {
         size_bytes: u64,
     },
     /// A header longer than the file or than the limit.
-    #[error("the header claims {header_bytes} bytes, but {limit_bytes} is the most that fits (truncated or not safetensors)")]
+    #[error(
+        "the header claims {header_bytes} bytes, but {limit_bytes} is the most that fits (truncated or not safetensors)"
+    )]
     TooLong {
         /// Claimed length.
         header_bytes: u64,
@@ -244,7 +256,9 @@ pub enum HeaderFault {
         dtype: String,
     },
     /// Offsets that do not follow on from the tensor before.
-    #[error("tensor `{tensor}` starts at byte {start}, but the data before it ends at {expected} (overlap or hole)")]
+    #[error(
+        "tensor `{tensor}` starts at byte {start}, but the data before it ends at {expected} (overlap or hole)"
+    )]
     Offsets {
         /// The tensor.
         tensor: String,
@@ -264,7 +278,9 @@ pub enum HeaderFault {
         needed: String,
     },
     /// The data does not end where the file does.
-    #[error("the tensors end at byte {expected} of the file, but it has {found} (truncated, or data that no tensor names)")]
+    #[error(
+        "the tensors end at byte {expected} of the file, but it has {found} (truncated, or data that no tensor names)"
+    )]
     Length {
         /// Where the file must end.
         expected: u64,
@@ -289,7 +305,9 @@ pub enum Problem {
         hint: &'static str,
     },
     /// Shapes that differ.
-    #[error("tensor `{tensor}` has shape {found:?} in `{snapshot}` but {expected:?} in `{reference}`")]
+    #[error(
+        "tensor `{tensor}` has shape {found:?} in `{snapshot}` but {expected:?} in `{reference}`"
+    )]
     Shape {
         /// The tensor.
         tensor: String,
@@ -303,7 +321,9 @@ pub enum Problem {
         expected: Vec<u64>,
     },
     /// Element types that differ.
-    #[error("tensor `{tensor}` is {found} in `{snapshot}` but {expected} in `{reference}`; name the output type to average them (output_dtype)")]
+    #[error(
+        "tensor `{tensor}` is {found} in `{snapshot}` but {expected} in `{reference}`; name the output type to average them (output_dtype)"
+    )]
     Type {
         /// The tensor.
         tensor: String,
@@ -317,7 +337,9 @@ pub enum Problem {
         expected: DType,
     },
     /// Integers or bools that differ.
-    #[error("tensor `{tensor}` ({dtype}) cannot be averaged and differs between `{reference}` and `{snapshot}` at byte {byte}; add a rule for it (copy or skip)")]
+    #[error(
+        "tensor `{tensor}` ({dtype}) cannot be averaged and differs between `{reference}` and `{snapshot}` at byte {byte}; add a rule for it (copy or skip)"
+    )]
     Disagree {
         /// The tensor.
         tensor: String,
@@ -331,7 +353,9 @@ pub enum Problem {
         byte: u64,
     },
     /// Tied tensors that differ inside one input.
-    #[error("config.json of `{snapshot}` ties `{second}` to `{first}`, but their values differ there; add a rule for `{second}`")]
+    #[error(
+        "config.json of `{snapshot}` ties `{second}` to `{first}`, but their values differ there; add a rule for `{second}`"
+    )]
     Untied {
         /// The input.
         snapshot: String,
@@ -341,13 +365,17 @@ pub enum Problem {
         second: String,
     },
     /// Running statistics of a BatchNorm layer.
-    #[error("tensor `{tensor}` holds running statistics, whose mean is not the statistics of the merged model; add a rule for it (recalibrate, copy, or mean if you mean it)")]
+    #[error(
+        "tensor `{tensor}` holds running statistics, whose mean is not the statistics of the merged model; add a rule for it (recalibrate, copy, or mean if you mean it)"
+    )]
     RunningStatistics {
         /// The tensor.
         tensor: String,
     },
     /// Low-rank factors.
-    #[error("tensor `{tensor}` is a factor of a low-rank adapter: the mean of the factors is not the mean of their products; choose lora = products (or factors, if you mean it)")]
+    #[error(
+        "tensor `{tensor}` is a factor of a low-rank adapter: the mean of the factors is not the mean of their products; choose lora = products (or factors, if you mean it)"
+    )]
     LowRank {
         /// The first such tensor.
         tensor: String,
@@ -381,7 +409,9 @@ pub enum Problem {
         expected: String,
     },
     /// Tokenizer files that differ.
-    #[error("`{file}` differs between `{reference}` and `{snapshot}`, so the same ids mean different tokens; say whose files to keep (side_files_from)")]
+    #[error(
+        "`{file}` differs between `{reference}` and `{snapshot}`, so the same ids mean different tokens; say whose files to keep (side_files_from)"
+    )]
     Tokenizer {
         /// The file.
         file: String,

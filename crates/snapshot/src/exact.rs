@@ -10,8 +10,14 @@ use crate::dtype::Float;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Value {
     /// `(-1)^negative * mantissa * 2^exponent`; the mantissa is 0 for both zeros.
-    Finite { negative: bool, mantissa: u64, exponent: i32 },
-    Infinite { negative: bool },
+    Finite {
+        negative: bool,
+        mantissa: u64,
+        exponent: i32,
+    },
+    Infinite {
+        negative: bool,
+    },
     Nan,
 }
 
@@ -21,13 +27,21 @@ pub(crate) fn decode(float: Float, bits: u64) -> Value {
     let negative = bits != magnitude;
     if magnitude > float.largest_finite() {
         let infinite = float != Float::F8E4M3 && magnitude == float.overflow();
-        return if infinite { Value::Infinite { negative } } else { Value::Nan };
+        return if infinite {
+            Value::Infinite { negative }
+        } else {
+            Value::Nan
+        };
     }
     let fraction_bits = float.fraction_bits();
     let field = (magnitude >> fraction_bits) as i32;
     let fraction = magnitude & ((1 << fraction_bits) - 1);
     let hidden = u64::from(field > 0) << fraction_bits;
-    Value::Finite { negative, mantissa: fraction | hidden, exponent: float.smallest_exponent() + (field - 1).max(0) }
+    Value::Finite {
+        negative,
+        mantissa: fraction | hidden,
+        exponent: float.smallest_exponent() + (field - 1).max(0),
+    }
 }
 
 /// Reads one little-endian value.
@@ -51,7 +65,10 @@ pub(crate) struct Rounded {
 /// sum that rounds to zero keeps its sign.
 pub(crate) fn mean(terms: &[(Value, u128)], total: u128, out: Float) -> Rounded {
     let sign_bit = out.magnitude_mask() + 1;
-    let plain = |bits| Rounded { bits, overflow: false };
+    let plain = |bits| Rounded {
+        bits,
+        overflow: false,
+    };
     let mut infinity = None;
     let (mut lowest, mut highest, mut longest) = (i32::MAX, i32::MIN, 0);
     let mut all_negative = true;
@@ -62,7 +79,11 @@ pub(crate) fn mean(terms: &[(Value, u128)], total: u128, out: Float) -> Rounded 
                 Some(other) if other != negative => return plain(out.quiet_nan()),
                 _ => infinity = Some(negative),
             },
-            Value::Finite { negative, mantissa, exponent } => {
+            Value::Finite {
+                negative,
+                mantissa,
+                exponent,
+            } => {
                 all_negative &= negative;
                 if mantissa != 0 {
                     lowest = lowest.min(exponent);
@@ -86,7 +107,8 @@ pub(crate) fn mean(terms: &[(Value, u128)], total: u128, out: Float) -> Rounded 
         if sum == 0 {
             return plain(0);
         }
-        let (quotient, exponent, sticky) = divide_narrow(sum.unsigned_abs(), lowest, total, out.fraction_bits() + 3);
+        let (quotient, exponent, sticky) =
+            divide_narrow(sum.unsigned_abs(), lowest, total, out.fraction_bits() + 3);
         (sum < 0, quotient, exponent, sticky)
     } else {
         let (negative, sum) = Limbs::sum(terms);
@@ -97,13 +119,20 @@ pub(crate) fn mean(terms: &[(Value, u128)], total: u128, out: Float) -> Rounded 
         (negative, quotient, exponent, sticky)
     };
     let rounded = round(quotient, exponent, sticky, out);
-    Rounded { bits: rounded.bits | if negative { sign_bit } else { 0 }, ..rounded }
+    Rounded {
+        bits: rounded.bits | if negative { sign_bit } else { 0 },
+        ..rounded
+    }
 }
 
 fn sum_narrow(terms: &[(Value, u128)], lowest: i32) -> i128 {
     let mut sum = 0_i128;
     for &(value, weight) in terms {
-        if let Value::Finite { negative, mantissa, exponent } = value
+        if let Value::Finite {
+            negative,
+            mantissa,
+            exponent,
+        } = value
             && mantissa != 0
             && weight != 0
         {
@@ -151,7 +180,11 @@ fn round(quotient: u128, exponent: i32, sticky: bool, out: Float) -> Rounded {
         (0, step) // less than half of the smallest step
     } else {
         let drop = drop as u32;
-        let kept = if drop >= 128 { 0 } else { (quotient >> drop) as u64 };
+        let kept = if drop >= 128 {
+            0
+        } else {
+            (quotient >> drop) as u64
+        };
         let half = 1_u128 << (drop - 1);
         let below = quotient & (half - 1);
         let up = quotient & half != 0 && (below != 0 || sticky || kept & 1 == 1);
@@ -163,11 +196,21 @@ fn round(quotient: u128, exponent: i32, sticky: bool, out: Float) -> Rounded {
     }
     // A subnormal that rounds up to 2^(precision - 1) becomes the smallest normal by this formula too.
     let field = (step - out.smallest_exponent()) as u64;
-    let bits = if mantissa >> (precision - 1) == 0 { mantissa } else { ((field + 1) << out.fraction_bits()) | (mantissa & ((1 << out.fraction_bits()) - 1)) };
+    let bits = if mantissa >> (precision - 1) == 0 {
+        mantissa
+    } else {
+        ((field + 1) << out.fraction_bits()) | (mantissa & ((1 << out.fraction_bits()) - 1))
+    };
     if bits > out.largest_finite() {
-        return Rounded { bits: out.overflow(), overflow: true };
+        return Rounded {
+            bits: out.overflow(),
+            overflow: true,
+        };
     }
-    Rounded { bits, overflow: false }
+    Rounded {
+        bits,
+        overflow: false,
+    }
 }
 
 /// Enough 64-bit limbs for any sum of doubles times weights of 120 bits (2^-1074 to 2^1024, and the sum of
@@ -183,7 +226,12 @@ impl Limbs {
     fn sum(terms: &[(Value, u128)]) -> (bool, Limbs) {
         let (mut above, mut below) = (Limbs([0; LIMBS]), Limbs([0; LIMBS]));
         for &(value, weight) in terms {
-            if let Value::Finite { negative, mantissa, exponent } = value {
+            if let Value::Finite {
+                negative,
+                mantissa,
+                exponent,
+            } = value
+            {
                 let side = if negative { &mut below } else { &mut above };
                 let shift = (exponent - BASE) as usize;
                 let low = u128::from(mantissa) * (weight & u128::from(u64::MAX));
@@ -193,7 +241,11 @@ impl Limbs {
             }
         }
         let negative = above.less_than(&below);
-        if negative { below.subtract(&above) } else { above.subtract(&below) }
+        if negative {
+            below.subtract(&above)
+        } else {
+            above.subtract(&below)
+        }
         (negative, if negative { below } else { above })
     }
 
@@ -202,17 +254,29 @@ impl Limbs {
     }
 
     fn length(&self) -> usize {
-        self.0.iter().rposition(|limb| *limb != 0).map_or(0, |top| top * 64 + 64 - self.0[top].leading_zeros() as usize)
+        self.0.iter().rposition(|limb| *limb != 0).map_or(0, |top| {
+            top * 64 + 64 - self.0[top].leading_zeros() as usize
+        })
     }
 
     /// Adds `number << shift`.
     fn add(&mut self, number: u128, shift: usize) {
         let (limb, bit) = (shift / 64, shift % 64);
         let low = number << bit;
-        let high = if bit == 0 { 0 } else { (number >> (128 - bit)) as u64 };
+        let high = if bit == 0 {
+            0
+        } else {
+            (number >> (128 - bit)) as u64
+        };
         let mut carry = 0;
-        for (position, part) in [low as u64, (low >> 64) as u64, high].into_iter().chain(std::iter::repeat(0)).enumerate() {
-            let Some(place) = self.0.get_mut(limb + position) else { break };
+        for (position, part) in [low as u64, (low >> 64) as u64, high]
+            .into_iter()
+            .chain(std::iter::repeat(0))
+            .enumerate()
+        {
+            let Some(place) = self.0.get_mut(limb + position) else {
+                break;
+            };
             if position > 2 && carry == 0 {
                 break;
             }
@@ -242,7 +306,11 @@ impl Limbs {
         let mut up = [0; LIMBS];
         for (position, place) in up.iter_mut().enumerate().skip(limb) {
             let low = self.0[position - limb] << bit;
-            let carried = if bit == 0 || position == limb { 0 } else { self.0[position - limb - 1] >> (64 - bit) };
+            let carried = if bit == 0 || position == limb {
+                0
+            } else {
+                self.0[position - limb - 1] >> (64 - bit)
+            };
             *place = low | carried;
         }
         Limbs(up)
@@ -263,7 +331,11 @@ impl Limbs {
         divisor.add(total, 0);
         // Shift so that the divisor is `bits` bits shorter than the number; either side may have to move.
         let gap = self.length() as i32 - divisor.length() as i32 - bits as i32;
-        let mut rest = if gap < 0 { self.shifted_up(gap.unsigned_abs() as usize) } else { self.clone() };
+        let mut rest = if gap < 0 {
+            self.shifted_up(gap.unsigned_abs() as usize)
+        } else {
+            self.clone()
+        };
         let mut divisor = divisor.shifted_up((gap.max(0) as usize) + bits as usize);
         let mut quotient = 0_u128;
         for position in 0..=bits {
@@ -285,7 +357,10 @@ mod tests {
     use super::*;
 
     fn mean_f64(values: &[f64]) -> f64 {
-        let terms: Vec<_> = values.iter().map(|value| (decode(Float::F64, value.to_bits()), 1)).collect();
+        let terms: Vec<_> = values
+            .iter()
+            .map(|value| (decode(Float::F64, value.to_bits()), 1))
+            .collect();
         f64::from_bits(mean(&terms, values.len() as u128, Float::F64).bits)
     }
 
@@ -302,7 +377,10 @@ mod tests {
         assert_eq!(mean_f64(&[-0.0, -0.0]).to_bits(), (-0.0_f64).to_bits());
         assert_eq!(mean_f64(&[-0.0, 0.0]).to_bits(), 0);
         assert_eq!(mean_f64(&[1.5, -1.5]).to_bits(), 0);
-        assert_eq!(mean_f64(&[-f64::from_bits(1), 0.0]).to_bits(), (-0.0_f64).to_bits());
+        assert_eq!(
+            mean_f64(&[-f64::from_bits(1), 0.0]).to_bits(),
+            (-0.0_f64).to_bits()
+        );
         assert_eq!(mean_f64(&[f64::INFINITY, 1.0]), f64::INFINITY);
         assert_eq!(mean_f64(&[f64::NEG_INFINITY, 1.0]), f64::NEG_INFINITY);
         assert!(mean_f64(&[f64::NEG_INFINITY, f64::INFINITY]).is_nan());
@@ -312,9 +390,27 @@ mod tests {
     #[test]
     fn too_large_for_the_format_is_said() {
         let big = [(decode(Float::F32, 70_000_f32.to_bits().into()), 1)];
-        assert_eq!(mean(&big, 1, Float::F16), Rounded { bits: 0x7c00, overflow: true });
-        assert_eq!(mean(&big, 1, Float::F8E4M3), Rounded { bits: 0x7f, overflow: true });
+        assert_eq!(
+            mean(&big, 1, Float::F16),
+            Rounded {
+                bits: 0x7c00,
+                overflow: true
+            }
+        );
+        assert_eq!(
+            mean(&big, 1, Float::F8E4M3),
+            Rounded {
+                bits: 0x7f,
+                overflow: true
+            }
+        );
         let edge = [(decode(Float::F32, 463_f32.to_bits().into()), 1)];
-        assert_eq!(mean(&edge, 1, Float::F8E4M3), Rounded { bits: 0x7e, overflow: false });
+        assert_eq!(
+            mean(&edge, 1, Float::F8E4M3),
+            Rounded {
+                bits: 0x7e,
+                overflow: false
+            }
+        );
     }
 }

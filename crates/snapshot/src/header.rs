@@ -62,7 +62,9 @@ pub fn byte_length(dtype: DType, shape: &[u64]) -> Option<u64> {
     if shape.contains(&0) {
         return Some(0);
     }
-    let elements = shape.iter().try_fold(1_u64, |product, &length| product.checked_mul(length))?;
+    let elements = shape
+        .iter()
+        .try_fold(1_u64, |product, &length| product.checked_mul(length))?;
     let bits = elements.checked_mul(dtype.bits())?;
     bits.is_multiple_of(8).then_some(bits / 8)
 }
@@ -98,11 +100,13 @@ impl<'de> Deserialize<'de> for RawHeader {
                         if std::mem::replace(&mut seen_metadata, true) {
                             return Err(A::Error::custom("`__metadata__` appears twice"));
                         }
-                        raw.metadata = map.next_value::<Option<BTreeMap<String, String>>>()?.unwrap_or_default();
+                        raw.metadata = map
+                            .next_value::<Option<BTreeMap<String, String>>>()?
+                            .unwrap_or_default();
                     } else {
-                        let tensor = map
-                            .next_value::<RawTensor>()
-                            .map_err(|error| A::Error::custom(format!("tensor `{name}`: {error}")))?;
+                        let tensor = map.next_value::<RawTensor>().map_err(|error| {
+                            A::Error::custom(format!("tensor `{name}`: {error}"))
+                        })?;
                         raw.tensors.push((name, tensor));
                     }
                 }
@@ -119,12 +123,17 @@ impl<'de> Deserialize<'de> for RawHeader {
 /// [`HeaderFault::TooShort`] and [`HeaderFault::TooLong`].
 pub fn header_length(first: &[u8], file_bytes: u64) -> Result<u64, HeaderFault> {
     let (true, Some(first)) = (file_bytes >= 8, first.first_chunk::<8>()) else {
-        return Err(HeaderFault::TooShort { size_bytes: file_bytes });
+        return Err(HeaderFault::TooShort {
+            size_bytes: file_bytes,
+        });
     };
     let header_bytes = u64::from_le_bytes(*first);
     let limit_bytes = MAX_HEADER_BYTES.min(file_bytes - 8);
     if header_bytes > limit_bytes {
-        return Err(HeaderFault::TooLong { header_bytes, limit_bytes });
+        return Err(HeaderFault::TooLong {
+            header_bytes,
+            limit_bytes,
+        });
     }
     Ok(header_bytes)
 }
@@ -145,28 +154,46 @@ pub fn parse_header(json: &[u8], file_bytes: u64) -> Result<Header, HeaderFault>
     let mut tensors = Vec::with_capacity(raw.tensors.len());
     for (name, tensor) in &raw.tensors {
         if !names.insert(name.as_str()) {
-            return Err(HeaderFault::Duplicate { tensor: name.clone() });
+            return Err(HeaderFault::Duplicate {
+                tensor: name.clone(),
+            });
         }
         let dtype = DType::ALL
             .into_iter()
             .find(|dtype| dtype.name() == tensor.dtype)
-            .ok_or_else(|| HeaderFault::UnknownType { tensor: name.clone(), dtype: tensor.dtype.clone() })?;
+            .ok_or_else(|| HeaderFault::UnknownType {
+                tensor: name.clone(),
+                dtype: tensor.dtype.clone(),
+            })?;
         let (start, end) = tensor.data_offsets;
-        tensors.push(TensorInfo { name: name.clone(), dtype, shape: tensor.shape.clone(), start, end });
+        tensors.push(TensorInfo {
+            name: name.clone(),
+            dtype,
+            shape: tensor.shape.clone(),
+            start,
+            end,
+        });
     }
     tensors.sort_by(|a, b| (a.start, a.end, &a.name).cmp(&(b.start, b.end, &b.name)));
 
     let mut expected = 0;
     for tensor in &tensors {
         if tensor.start != expected {
-            return Err(HeaderFault::Offsets { tensor: tensor.name.clone(), start: tensor.start, expected });
+            return Err(HeaderFault::Offsets {
+                tensor: tensor.name.clone(),
+                start: tensor.start,
+                expected,
+            });
         }
         let needed = byte_length(tensor.dtype, &tensor.shape);
         if tensor.end < tensor.start || needed != Some(tensor.end - tensor.start) {
             return Err(HeaderFault::Size {
                 tensor: tensor.name.clone(),
                 found: tensor.end.saturating_sub(tensor.start),
-                needed: needed.map_or_else(|| "more than 2^64 or no whole number".to_owned(), |n| n.to_string()),
+                needed: needed.map_or_else(
+                    || "more than 2^64 or no whole number".to_owned(),
+                    |n| n.to_string(),
+                ),
             });
         }
         expected = tensor.end;
@@ -174,9 +201,17 @@ pub fn parse_header(json: &[u8], file_bytes: u64) -> Result<Header, HeaderFault>
     let data_start = 8 + json.len() as u64;
     let end = data_start.saturating_add(expected);
     if end != file_bytes {
-        return Err(HeaderFault::Length { expected: end, found: file_bytes });
+        return Err(HeaderFault::Length {
+            expected: end,
+            found: file_bytes,
+        });
     }
-    Ok(Header { tensors, metadata: raw.metadata, data_start, raw: json.to_vec() })
+    Ok(Header {
+        tensors,
+        metadata: raw.metadata,
+        data_start,
+        raw: json.to_vec(),
+    })
 }
 
 /// Reads and checks the header of one file of a source.
@@ -186,7 +221,10 @@ pub fn parse_header(json: &[u8], file_bytes: u64) -> Result<Header, HeaderFault>
 pub fn read_header(source: &dyn RangeSource, name: &str) -> Result<Header, SnapshotError> {
     let path = || join(&source.location(), name);
     let read = |error| SnapshotError::read(path(), error);
-    let invalid = |fault| SnapshotError::Header { path: path(), fault };
+    let invalid = |fault| SnapshotError::Header {
+        path: path(),
+        fault,
+    };
     let size = source.stat(name).map_err(read)?.size;
     let mut first = [0; 8];
     if size >= 8 {
@@ -214,9 +252,14 @@ pub fn write_header(tensors: &[TensorInfo], metadata: &BTreeMap<String, String>)
         object.push_str(&value);
     };
     if !metadata.is_empty() {
-        let metadata: serde_json::Map<_, _> =
-            metadata.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect();
-        entry("__metadata__", serde_json::Value::Object(metadata).to_string());
+        let metadata: serde_json::Map<_, _> = metadata
+            .iter()
+            .map(|(key, value)| (key.clone(), value.as_str().into()))
+            .collect();
+        entry(
+            "__metadata__",
+            serde_json::Value::Object(metadata).to_string(),
+        );
     }
     for tensor in tensors {
         let shape = serde_json::Value::from(tensor.shape.clone());
@@ -246,9 +289,27 @@ mod tests {
     #[test]
     fn a_written_header_reads_back() {
         let tensors = vec![
-            TensorInfo { name: "a\"\u{e9}".into(), dtype: DType::BF16, shape: vec![3, 5], start: 0, end: 30 },
-            TensorInfo { name: "empty".into(), dtype: DType::F32, shape: vec![0, 7], start: 30, end: 30 },
-            TensorInfo { name: "scalar".into(), dtype: DType::I64, shape: vec![], start: 30, end: 38 },
+            TensorInfo {
+                name: "a\"\u{e9}".into(),
+                dtype: DType::BF16,
+                shape: vec![3, 5],
+                start: 0,
+                end: 30,
+            },
+            TensorInfo {
+                name: "empty".into(),
+                dtype: DType::F32,
+                shape: vec![0, 7],
+                start: 30,
+                end: 30,
+            },
+            TensorInfo {
+                name: "scalar".into(),
+                dtype: DType::I64,
+                shape: vec![],
+                start: 30,
+                end: 38,
+            },
         ];
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let bytes = write_header(&tensors, &metadata);
@@ -265,23 +326,45 @@ mod tests {
         assert!(matches!(parse(ok, 7), Err(HeaderFault::Length { .. })));
         assert!(matches!(parse(ok, 9), Err(HeaderFault::Length { .. })));
         let twice = r#"{"t":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"t":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}"#;
-        assert!(matches!(parse(twice, 16), Err(HeaderFault::Duplicate { .. })));
+        assert!(matches!(
+            parse(twice, 16),
+            Err(HeaderFault::Duplicate { .. })
+        ));
         let overlap = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#;
-        assert!(matches!(parse(overlap, 12), Err(HeaderFault::Offsets { .. })));
+        assert!(matches!(
+            parse(overlap, 12),
+            Err(HeaderFault::Offsets { .. })
+        ));
         let hole = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#;
         assert!(matches!(parse(hole, 12), Err(HeaderFault::Offsets { .. })));
         let backwards = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,-8]}}"#;
         assert!(matches!(parse(backwards, 8), Err(HeaderFault::Json { .. })));
-        let product = r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}}"#;
+        let product =
+            r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}}"#;
         assert!(matches!(parse(product, 8), Err(HeaderFault::Size { .. })));
         let unknown = r#"{"a":{"dtype":"F33","shape":[2],"data_offsets":[0,8]}}"#;
-        assert!(matches!(parse(unknown, 8), Err(HeaderFault::UnknownType { .. })));
+        assert!(matches!(
+            parse(unknown, 8),
+            Err(HeaderFault::UnknownType { .. })
+        ));
         let odd = r#"{"a":{"dtype":"F4","shape":[3],"data_offsets":[0,1]}}"#;
         assert!(matches!(parse(odd, 1), Err(HeaderFault::Size { .. })));
         assert!(matches!(parse(" {}", 0), Err(HeaderFault::Json { .. })));
-        assert!(matches!(header_length(&[0; 4], 4), Err(HeaderFault::TooShort { .. })));
-        assert!(matches!(header_length(&u64::MAX.to_le_bytes(), 1 << 40), Err(HeaderFault::TooLong { .. })));
+        assert!(matches!(
+            header_length(&[0; 4], 4),
+            Err(HeaderFault::TooShort { .. })
+        ));
+        assert!(matches!(
+            header_length(&u64::MAX.to_le_bytes(), 1 << 40),
+            Err(HeaderFault::TooLong { .. })
+        ));
         let err = header_length(&200_000_000_u64.to_le_bytes(), 1 << 40);
-        assert_eq!(err, Err(HeaderFault::TooLong { header_bytes: 200_000_000, limit_bytes: MAX_HEADER_BYTES }));
+        assert_eq!(
+            err,
+            Err(HeaderFault::TooLong {
+                header_bytes: 200_000_000,
+                limit_bytes: MAX_HEADER_BYTES
+            })
+        );
     }
 }

@@ -89,9 +89,16 @@ pub fn inspect(path: &SnapshotPath) -> Result<Inventory, SnapshotError> {
 ///
 /// # Errors
 /// Those of [`Snapshot::open`], and of reading the data.
-pub fn inspect_with(path: &SnapshotPath, settings: InspectSettings) -> Result<Inventory, SnapshotError> {
+pub fn inspect_with(
+    path: &SnapshotPath,
+    settings: InspectSettings,
+) -> Result<Inventory, SnapshotError> {
     let snapshot = Snapshot::open(path)?;
-    let scans = if settings.read_data { Some(scan(&snapshot, settings.threads)?) } else { None };
+    let scans = if settings.read_data {
+        Some(scan(&snapshot, settings.threads)?)
+    } else {
+        None
+    };
     let mut tensors = Vec::new();
     let mut dtypes: BTreeMap<String, u64> = BTreeMap::new();
     for shard in &snapshot.shards {
@@ -112,28 +119,60 @@ pub fn inspect_with(path: &SnapshotPath, settings: InspectSettings) -> Result<In
         }
     }
     let mut warnings = Vec::new();
-    if let Some(total) = snapshot.index_total_bytes.filter(|total| *total != snapshot.tensor_bytes()) {
-        warnings.push(format!("the index says {total} bytes, but the tensors have {}", snapshot.tensor_bytes()));
+    if let Some(total) = snapshot
+        .index_total_bytes
+        .filter(|total| *total != snapshot.tensor_bytes())
+    {
+        warnings.push(format!(
+            "the index says {total} bytes, but the tensors have {}",
+            snapshot.tensor_bytes()
+        ));
     }
     if !snapshot.stray_files.is_empty() {
-        warnings.push(format!("weight files that are not part of the snapshot: {}", snapshot.stray_files.join(", ")));
+        warnings.push(format!(
+            "weight files that are not part of the snapshot: {}",
+            snapshot.stray_files.join(", ")
+        ));
     }
     let digest = scans.as_ref().map(|scans| {
-        digest::of_tensors(tensors.iter().zip(scans).map(|(t, seen)| (t.name.as_str(), t.dtype, t.shape.as_slice(), seen.digest)))
+        digest::of_tensors(
+            tensors
+                .iter()
+                .zip(scans)
+                .map(|(t, seen)| (t.name.as_str(), t.dtype, t.shape.as_slice(), seen.digest)),
+        )
     });
     Ok(Inventory {
         location: snapshot.location(),
-        files: snapshot.shards.iter().map(|shard| (shard.file.name.clone(), shard.file.size)).collect(),
+        files: snapshot
+            .shards
+            .iter()
+            .map(|shard| (shard.file.name.clone(), shard.file.size))
+            .collect(),
         index: snapshot.index_file.clone(),
-        metadata: snapshot.shards.iter().flat_map(|shard| shard.header.metadata.clone()).collect(),
-        elements: snapshot.tensors().map(crate::header::TensorInfo::elements).sum(),
+        metadata: snapshot
+            .shards
+            .iter()
+            .flat_map(|shard| shard.header.metadata.clone())
+            .collect(),
+        elements: snapshot
+            .tensors()
+            .map(crate::header::TensorInfo::elements)
+            .sum(),
         bytes: snapshot.tensor_bytes(),
         tensors,
         dtypes,
         digest,
-        side_files: snapshot.side_files.iter().map(|file| file.name.clone()).collect(),
+        side_files: snapshot
+            .side_files
+            .iter()
+            .map(|file| file.name.clone())
+            .collect(),
         stray_files: snapshot.stray_files.clone(),
-        model_type: snapshot.config.as_ref().and_then(|config| Some(config.get("model_type")?.as_str()?.to_owned())),
+        model_type: snapshot
+            .config
+            .as_ref()
+            .and_then(|config| Some(config.get("model_type")?.as_str()?.to_owned())),
         warnings,
     })
 }
@@ -147,7 +186,8 @@ struct Scan {
 fn scan(snapshot: &Snapshot, threads: Option<usize>) -> Result<Vec<Scan>, SnapshotError> {
     let tensors: Vec<_> = snapshot.tensors().collect();
     let next = AtomicUsize::new(0);
-    let scans: Mutex<Vec<Option<Result<Scan, SnapshotError>>>> = Mutex::new(tensors.iter().map(|_| None).collect());
+    let scans: Mutex<Vec<Option<Result<Scan, SnapshotError>>>> =
+        Mutex::new(tensors.iter().map(|_| None).collect());
     std::thread::scope(|scope| {
         for _ in 0..thread_count(threads) {
             scope.spawn(|| {
@@ -155,19 +195,40 @@ fn scan(snapshot: &Snapshot, threads: Option<usize>) -> Result<Vec<Scan>, Snapsh
                 let arch = pulp::Arch::new();
                 loop {
                     let position = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(tensor) = tensors.get(position) else { return };
-                    let result = scan_tensor(snapshot, &tensor.name, tensor.dtype, tensor.bytes(), arch, &mut buffer);
+                    let Some(tensor) = tensors.get(position) else {
+                        return;
+                    };
+                    let result = scan_tensor(
+                        snapshot,
+                        &tensor.name,
+                        tensor.dtype,
+                        tensor.bytes(),
+                        arch,
+                        &mut buffer,
+                    );
                     scans.lock().unwrap_or_else(PoisonError::into_inner)[position] = Some(result);
                 }
             });
         }
     });
     let scans = scans.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let missing = || SnapshotError::Internal { what: "a tensor was not scanned".to_owned() };
-    scans.into_iter().map(|scan| scan.unwrap_or_else(|| Err(missing()))).collect()
+    let missing = || SnapshotError::Internal {
+        what: "a tensor was not scanned".to_owned(),
+    };
+    scans
+        .into_iter()
+        .map(|scan| scan.unwrap_or_else(|| Err(missing())))
+        .collect()
 }
 
-fn scan_tensor(snapshot: &Snapshot, name: &str, dtype: DType, bytes: u64, arch: pulp::Arch, buffer: &mut [u8]) -> Result<Scan, SnapshotError> {
+fn scan_tensor(
+    snapshot: &Snapshot,
+    name: &str,
+    dtype: DType,
+    bytes: u64,
+    arch: pulp::Arch,
+    buffer: &mut [u8],
+) -> Result<Scan, SnapshotError> {
     let mut slices = Vec::new();
     let (mut nan, mut infinite) = (0, 0);
     let slice_bytes = digest::slice_bytes(dtype);
@@ -196,7 +257,11 @@ fn scan_tensor(snapshot: &Snapshot, name: &str, dtype: DType, bytes: u64, arch: 
             hasher.reset();
         }
     }
-    Ok(Scan { digest: digest::of_slices(&slices), nan, infinite })
+    Ok(Scan {
+        digest: digest::of_slices(&slices),
+        nan,
+        infinite,
+    })
 }
 
 impl Inventory {
@@ -204,16 +269,36 @@ impl Inventory {
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = String::new();
-        let _ = writeln!(text, "{}: {} tensors, {} elements, {} bytes in {} file(s)", self.location, self.tensors.len(), self.elements, self.bytes, self.files.len());
+        let _ = writeln!(
+            text,
+            "{}: {} tensors, {} elements, {} bytes in {} file(s)",
+            self.location,
+            self.tensors.len(),
+            self.elements,
+            self.bytes,
+            self.files.len()
+        );
         if let Some(digest) = &self.digest {
             let _ = writeln!(text, "digest {digest}");
         }
         for (key, value) in &self.metadata {
             let _ = writeln!(text, "metadata {key} = {value}");
         }
-        let width = self.tensors.iter().map(|tensor| tensor.name.chars().count()).max().unwrap_or(0).min(60);
+        let width = self
+            .tensors
+            .iter()
+            .map(|tensor| tensor.name.chars().count())
+            .max()
+            .unwrap_or(0)
+            .min(60);
         for tensor in &self.tensors {
-            let _ = write!(text, "  {:width$}  {:8} {:?}", tensor.name, tensor.dtype.name(), tensor.shape);
+            let _ = write!(
+                text,
+                "  {:width$}  {:8} {:?}",
+                tensor.name,
+                tensor.dtype.name(),
+                tensor.shape
+            );
             if let (Some(nan), Some(infinite)) = (tensor.nan, tensor.infinite)
                 && nan + infinite > 0
             {

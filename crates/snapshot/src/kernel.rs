@@ -16,6 +16,11 @@
 //! A block without that property is summed in doubles with an error bound; elements whose rounding the bound
 //! does not decide, and all blocks with NaN or infinity or of very wide exponents, go to [`crate::exact`].
 
+#![expect(
+    clippy::redundant_closure,
+    reason = "a closure marked inline(always) is compiled with the vector features of its caller; a function named alone may not be"
+)]
+
 use crate::dtype::Float;
 use crate::exact::{self, Value};
 use crate::weights::Row;
@@ -57,7 +62,11 @@ impl Weights {
     /// `k_i / K` of one input alone, for a sum that is never formed.
     pub fn one_of(row: &Row, input: usize) -> Self {
         let number = row.numbers()[input];
-        Self { numbers: vec![number], as_f64: vec![number as f64], ..Self::new(row) }
+        Self {
+            numbers: vec![number],
+            as_f64: vec![number as f64],
+            ..Self::new(row)
+        }
     }
 
     pub fn new(row: &Row) -> Self {
@@ -104,7 +113,14 @@ impl Kernel {
     /// Writes the mean of each weight row to the output of the same position.
     ///
     /// All lanes hold `elements` values; each output has room for as many of format `out`.
-    pub fn mean(&mut self, lanes: &[Lane<'_>], rows: &[&Weights], out: Float, elements: usize, outputs: &mut [&mut [u8]]) -> Seen {
+    pub fn mean(
+        &mut self,
+        lanes: &[Lane<'_>],
+        rows: &[&Weights],
+        out: Float,
+        elements: usize,
+        outputs: &mut [&mut [u8]],
+    ) -> Seen {
         let mut seen = Seen::default();
         let mut start = 0;
         while start < elements {
@@ -123,25 +139,40 @@ impl Kernel {
     }
 
     fn span(&self, lanes: &[Lane<'_>], start: usize, count: usize) -> Span {
-        let mut span = Span { low: i32::MAX, high: i32::MIN, nonfinite: false };
+        let mut span = Span {
+            low: i32::MAX,
+            high: i32::MIN,
+            nonfinite: false,
+        };
         for lane in lanes {
             let float = lane.float;
             let bytes = &lane.bytes[start * float.bytes()..(start + count) * float.bytes()];
             let (smallest, largest) = self.arch.dispatch(Extent { float, bytes });
             span.nonfinite |= largest > float.largest_finite();
             if largest > 0 {
-                let exponent = |bits: u64| ((bits >> float.fraction_bits()) as i32 - 1).max(0) + float.smallest_exponent();
+                let exponent = |bits: u64| {
+                    ((bits >> float.fraction_bits()) as i32 - 1).max(0) + float.smallest_exponent()
+                };
                 span.low = span.low.min(exponent(smallest));
-                span.high = span.high.max(exponent(largest) + float.fraction_bits() as i32 + 1);
+                span.high = span
+                    .high
+                    .max(exponent(largest) + float.fraction_bits() as i32 + 1);
             }
         }
         if span.low > span.high {
-            span = Span { low: 0, high: 0, ..span }; // nothing but zeros
+            span = Span {
+                low: 0,
+                high: 0,
+                ..span
+            }; // nothing but zeros
         }
         span
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the block, its weights and where the result goes")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the block, its weights and where the result goes"
+    )]
     fn block(
         &mut self,
         lanes: &[Lane<'_>],
@@ -160,7 +191,14 @@ impl Kernel {
         let in_range = span.low > -900 && span.high + weights.total_bits < 900;
         if span.nonfinite || !in_range || (out == Float::F64 && !sum_fits) {
             for element in 0..count {
-                self.element(lanes, weights, start + element, out, &mut output[element * out.bytes()..], seen);
+                self.element(
+                    lanes,
+                    weights,
+                    start + element,
+                    out,
+                    &mut output[element * out.bytes()..],
+                    seen,
+                );
             }
             seen.exact_count += count as u64;
             return;
@@ -168,11 +206,23 @@ impl Kernel {
         if sum_fits && midpoint_fits {
             let sum = &mut self.sum[..count];
             accumulate(self.arch, lanes, &weights.as_f64, start, sum);
-            let overflow = self.arch.dispatch(Round { sum, divisor: weights.total_f64, out, output });
+            let overflow = self.arch.dispatch(Round {
+                sum,
+                divisor: weights.total_f64,
+                out,
+                output,
+            });
             if overflow {
                 // Rare: only a narrower output type can overflow. The exact way says where, and writes it well.
                 for element in 0..count {
-                    self.element(lanes, weights, start + element, out, &mut output[element * out.bytes()..], seen);
+                    self.element(
+                        lanes,
+                        weights,
+                        start + element,
+                        out,
+                        &mut output[element * out.bytes()..],
+                        seen,
+                    );
                 }
             }
             return;
@@ -183,7 +233,11 @@ impl Kernel {
         accumulate(self.arch, lanes, &weights.as_f64, start, sum);
         bound.fill(0.0);
         for (lane, &weight) in lanes.iter().zip(&weights.as_f64) {
-            self.arch.dispatch(AddMagnitudes { lane: part(*lane, start, count), weight, bound });
+            self.arch.dispatch(AddMagnitudes {
+                lane: part(*lane, start, count),
+                weight,
+                bound,
+            });
         }
         let relative = (lanes.len() as f64 + 8.0) * f64::EPSILON;
         for (sum, bound) in sum.iter_mut().zip(bound.iter_mut()) {
@@ -191,9 +245,22 @@ impl Kernel {
             (*sum, *bound) = (*sum - error, *sum + error);
         }
         let width = out.bytes();
-        let (low, high) = (&mut self.low[..count * width], &mut self.high[..count * width]);
-        let mut overflow = self.arch.dispatch(Round { sum, divisor: weights.total_f64, out, output: low });
-        overflow |= self.arch.dispatch(Round { sum: bound, divisor: weights.total_f64, out, output: high });
+        let (low, high) = (
+            &mut self.low[..count * width],
+            &mut self.high[..count * width],
+        );
+        let mut overflow = self.arch.dispatch(Round {
+            sum,
+            divisor: weights.total_f64,
+            out,
+            output: low,
+        });
+        overflow |= self.arch.dispatch(Round {
+            sum: bound,
+            divisor: weights.total_f64,
+            out,
+            output: high,
+        });
         output.copy_from_slice(low);
         let open: Vec<usize> = (0..count)
             .filter(|element| {
@@ -203,16 +270,34 @@ impl Kernel {
             .collect();
         seen.exact_count += open.len() as u64;
         for element in open {
-            self.element(lanes, weights, start + element, out, &mut output[element * width..], seen);
+            self.element(
+                lanes,
+                weights,
+                start + element,
+                out,
+                &mut output[element * width..],
+                seen,
+            );
         }
     }
 
     /// One element in whole-number arithmetic.
-    fn element(&mut self, lanes: &[Lane<'_>], weights: &Weights, element: usize, out: Float, output: &mut [u8], seen: &mut Seen) {
+    fn element(
+        &mut self,
+        lanes: &[Lane<'_>],
+        weights: &Weights,
+        element: usize,
+        out: Float,
+        output: &mut [u8],
+        seen: &mut Seen,
+    ) {
         self.terms.clear();
         for (lane, &weight) in lanes.iter().zip(&weights.numbers) {
             let width = lane.float.bytes();
-            let bits = exact::read_bits(lane.float, &lane.bytes[element * width..(element + 1) * width]);
+            let bits = exact::read_bits(
+                lane.float,
+                &lane.bytes[element * width..(element + 1) * width],
+            );
             self.terms.push((exact::decode(lane.float, bits), weight));
         }
         let rounded = exact::mean(&self.terms, weights.total, out);
@@ -225,14 +310,20 @@ impl Kernel {
 
 fn part(lane: Lane<'_>, start: usize, count: usize) -> Lane<'_> {
     let width = lane.float.bytes();
-    Lane { bytes: &lane.bytes[start * width..(start + count) * width], float: lane.float }
+    Lane {
+        bytes: &lane.bytes[start * width..(start + count) * width],
+        float: lane.float,
+    }
 }
 
 fn note_nonfinite(lanes: &[Lane<'_>], start: usize, count: usize, seen: &mut Seen) {
     for element in start..start + count {
         for (input, lane) in lanes.iter().enumerate() {
             let width = lane.float.bytes();
-            let bits = exact::read_bits(lane.float, &lane.bytes[element * width..(element + 1) * width]);
+            let bits = exact::read_bits(
+                lane.float,
+                &lane.bytes[element * width..(element + 1) * width],
+            );
             if bits & lane.float.magnitude_mask() > lane.float.largest_finite() {
                 seen.nonfinite_count += 1;
                 seen.nonfinite.get_or_insert((element, input));
@@ -264,11 +355,25 @@ fn accumulate(arch: Arch, lanes: &[Lane<'_>], weights: &[f64], start: usize, sum
         if run == 4 {
             let rest = [1, 2, 3].map(|next| part(lanes[input + next], start, count).bytes);
             let bytes = [lane.bytes, rest[0], rest[1], rest[2]];
-            let weights = [weights[input], weights[input + 1], weights[input + 2], weights[input + 3]];
-            arch.dispatch(AddFour { float: lane.float, bytes, weights, sum });
+            let weights = [
+                weights[input],
+                weights[input + 1],
+                weights[input + 2],
+                weights[input + 3],
+            ];
+            arch.dispatch(AddFour {
+                float: lane.float,
+                bytes,
+                weights,
+                sum,
+            });
             input += 4;
         } else {
-            arch.dispatch(AddOne { lane, weight: weights[input], sum });
+            arch.dispatch(AddOne {
+                lane,
+                weight: weights[input],
+                sum,
+            });
             input += 1;
         }
     }
@@ -283,7 +388,11 @@ pub(crate) fn has_nonfinite(arch: Arch, float: Float, bytes: &[u8]) -> bool {
 pub(crate) fn decode_into(arch: Arch, lane: Lane<'_>, start: usize, values: &mut [f64]) {
     let lane = part(lane, start, values.len());
     values.fill(-0.0);
-    arch.dispatch(AddOne { lane, weight: 1.0, sum: values });
+    arch.dispatch(AddOne {
+        lane,
+        weight: 1.0,
+        sum: values,
+    });
 }
 
 /// Smallest non-zero and largest magnitude of a run, as bits; `(MAX, 0)` when all are zero.
@@ -365,7 +474,12 @@ struct AddOne<'a> {
 }
 
 #[inline(always)]
-fn add_one<const W: usize>(bytes: &[u8], weight: f64, sum: &mut [f64], read: impl Fn([u8; W]) -> f64) {
+fn add_one<const W: usize>(
+    bytes: &[u8],
+    weight: f64,
+    sum: &mut [f64],
+    read: impl Fn([u8; W]) -> f64,
+) {
     for (sum, value) in sum.iter_mut().zip(bytes.chunks_exact(W)) {
         *sum += read(value.try_into().unwrap_or([0; W])) * weight;
     }
@@ -378,12 +492,48 @@ impl pulp::NullaryFnOnce for AddOne<'_> {
     fn call(self) {
         let (bytes, weight, sum) = (self.lane.bytes, self.weight, self.sum);
         match self.lane.float {
-            Float::F8E5M2 => add_one(bytes, weight, sum, #[inline(always)] |b| from_e5m2(b)),
-            Float::F8E4M3 => add_one(bytes, weight, sum, #[inline(always)] |b| from_e4m3(b)),
-            Float::F16 => add_one(bytes, weight, sum, #[inline(always)] |b| from_f16(b)),
-            Float::BF16 => add_one(bytes, weight, sum, #[inline(always)] |b| from_bf16(b)),
-            Float::F32 => add_one(bytes, weight, sum, #[inline(always)] |b| from_f32(b)),
-            Float::F64 => add_one(bytes, weight, sum, #[inline(always)] |b| from_f64(b)),
+            Float::F8E5M2 => add_one(
+                bytes,
+                weight,
+                sum,
+                #[inline(always)]
+                |b| from_e5m2(b),
+            ),
+            Float::F8E4M3 => add_one(
+                bytes,
+                weight,
+                sum,
+                #[inline(always)]
+                |b| from_e4m3(b),
+            ),
+            Float::F16 => add_one(
+                bytes,
+                weight,
+                sum,
+                #[inline(always)]
+                |b| from_f16(b),
+            ),
+            Float::BF16 => add_one(
+                bytes,
+                weight,
+                sum,
+                #[inline(always)]
+                |b| from_bf16(b),
+            ),
+            Float::F32 => add_one(
+                bytes,
+                weight,
+                sum,
+                #[inline(always)]
+                |b| from_f32(b),
+            ),
+            Float::F64 => add_one(
+                bytes,
+                weight,
+                sum,
+                #[inline(always)]
+                |b| from_f64(b),
+            ),
         }
     }
 }
@@ -401,12 +551,48 @@ impl pulp::NullaryFnOnce for AddMagnitudes<'_> {
     fn call(self) {
         let (bytes, weight, sum) = (self.lane.bytes, self.weight, self.bound);
         match self.lane.float {
-            Float::F8E5M2 => add_one(bytes, weight, sum, #[inline(always)] |b| from_e5m2(b).abs()),
-            Float::F8E4M3 => add_one(bytes, weight, sum, #[inline(always)] |b| from_e4m3(b).abs()),
-            Float::F16 => add_one(bytes, weight, sum, #[inline(always)] |b| from_f16(b).abs()),
-            Float::BF16 => add_one(bytes, weight, sum, #[inline(always)] |b| from_bf16(b).abs()),
-            Float::F32 => add_one(bytes, weight, sum, #[inline(always)] |b| from_f32(b).abs()),
-            Float::F64 => add_one(bytes, weight, sum, #[inline(always)] |b| from_f64(b).abs()),
+            Float::F8E5M2 => add_one(
+                bytes,
+                weight,
+                sum,
+                #[inline(always)]
+                |b| from_e5m2(b).abs(),
+            ),
+            Float::F8E4M3 => add_one(
+                bytes,
+                weight,
+                sum,
+                #[inline(always)]
+                |b| from_e4m3(b).abs(),
+            ),
+            Float::F16 => add_one(
+                bytes,
+                weight,
+                sum,
+                #[inline(always)]
+                |b| from_f16(b).abs(),
+            ),
+            Float::BF16 => add_one(
+                bytes,
+                weight,
+                sum,
+                #[inline(always)]
+                |b| from_bf16(b).abs(),
+            ),
+            Float::F32 => add_one(
+                bytes,
+                weight,
+                sum,
+                #[inline(always)]
+                |b| from_f32(b).abs(),
+            ),
+            Float::F64 => add_one(
+                bytes,
+                weight,
+                sum,
+                #[inline(always)]
+                |b| from_f64(b).abs(),
+            ),
         }
     }
 }
@@ -419,11 +605,20 @@ struct AddFour<'a> {
 }
 
 #[inline(always)]
-fn add_four<const W: usize>(bytes: [&[u8]; 4], weights: [f64; 4], sum: &mut [f64], read: impl Fn([u8; W]) -> f64) {
+fn add_four<const W: usize>(
+    bytes: [&[u8]; 4],
+    weights: [f64; 4],
+    sum: &mut [f64],
+    read: impl Fn([u8; W]) -> f64,
+) {
     let [a, b, c, d] = bytes.map(|bytes| bytes.chunks_exact(W));
     for ((((sum, a), b), c), d) in sum.iter_mut().zip(a).zip(b).zip(c).zip(d) {
         let value = |bytes: &[u8]| read(bytes.try_into().unwrap_or([0; W]));
-        *sum = *sum + value(a) * weights[0] + value(b) * weights[1] + value(c) * weights[2] + value(d) * weights[3];
+        *sum = *sum
+            + value(a) * weights[0]
+            + value(b) * weights[1]
+            + value(c) * weights[2]
+            + value(d) * weights[3];
     }
 }
 
@@ -432,14 +627,55 @@ impl pulp::NullaryFnOnce for AddFour<'_> {
 
     #[inline(always)]
     fn call(self) {
-        let Self { float, bytes, weights, sum } = self;
+        let Self {
+            float,
+            bytes,
+            weights,
+            sum,
+        } = self;
         match float {
-            Float::F8E5M2 => add_four(bytes, weights, sum, #[inline(always)] |b| from_e5m2(b)),
-            Float::F8E4M3 => add_four(bytes, weights, sum, #[inline(always)] |b| from_e4m3(b)),
-            Float::F16 => add_four(bytes, weights, sum, #[inline(always)] |b| from_f16(b)),
-            Float::BF16 => add_four(bytes, weights, sum, #[inline(always)] |b| from_bf16(b)),
-            Float::F32 => add_four(bytes, weights, sum, #[inline(always)] |b| from_f32(b)),
-            Float::F64 => add_four(bytes, weights, sum, #[inline(always)] |b| from_f64(b)),
+            Float::F8E5M2 => add_four(
+                bytes,
+                weights,
+                sum,
+                #[inline(always)]
+                |b| from_e5m2(b),
+            ),
+            Float::F8E4M3 => add_four(
+                bytes,
+                weights,
+                sum,
+                #[inline(always)]
+                |b| from_e4m3(b),
+            ),
+            Float::F16 => add_four(
+                bytes,
+                weights,
+                sum,
+                #[inline(always)]
+                |b| from_f16(b),
+            ),
+            Float::BF16 => add_four(
+                bytes,
+                weights,
+                sum,
+                #[inline(always)]
+                |b| from_bf16(b),
+            ),
+            Float::F32 => add_four(
+                bytes,
+                weights,
+                sum,
+                #[inline(always)]
+                |b| from_f32(b),
+            ),
+            Float::F64 => add_four(
+                bytes,
+                weights,
+                sum,
+                #[inline(always)]
+                |b| from_f64(b),
+            ),
         }
     }
 }
@@ -465,7 +701,13 @@ fn snap(value: f64, fraction_bits: u32, smallest_normal: f64) -> f64 {
 }
 
 #[inline(always)]
-fn round_with<const W: usize>(sum: &[f64], divisor: f64, output: &mut [u8], largest: f64, write: impl Fn(f64) -> ([u8; W], f64)) -> bool {
+fn round_with<const W: usize>(
+    sum: &[f64],
+    divisor: f64,
+    output: &mut [u8],
+    largest: f64,
+    write: impl Fn(f64) -> ([u8; W], f64),
+) -> bool {
     let mut worst = 0.0_f64;
     let mut place = |value: f64, bytes: &mut [u8]| {
         let (written, rounded) = write(value);
@@ -492,33 +734,93 @@ impl pulp::NullaryFnOnce for Round<'_> {
 
     #[inline(always)]
     fn call(self) -> bool {
-        let Self { sum, divisor, out, output } = self;
+        let Self {
+            sum,
+            divisor,
+            out,
+            output,
+        } = self;
         // Values beyond the largest are written as garbage here; the caller does those blocks again.
         match out {
-            Float::F64 => round_with(sum, divisor, output, f64::MAX, #[inline(always)] |value| (value.to_le_bytes(), value)),
-            Float::F32 => round_with(sum, divisor, output, f64::from(f32::MAX), #[inline(always)] |value| {
-                let single = value as f32;
-                (single.to_le_bytes(), f64::from(single))
-            }),
-            Float::BF16 => round_with(sum, divisor, output, f64::from(f32::from_bits(0x7f7f_0000)), #[inline(always)] |value| {
-                let snapped = snap(value, 7, f64::from(f32::MIN_POSITIVE));
-                ((((snapped as f32).to_bits() >> 16) as u16).to_le_bytes(), snapped)
-            }),
-            Float::F16 => round_with(sum, divisor, output, 65504.0, #[inline(always)] |value| {
-                let snapped = snap(value, 10, f64::from_bits((1023 - 14) << 52));
-                let bits = (snapped as f32 * f32::from_bits((127 - 112) << 23)).to_bits();
-                ((((bits >> 16) & 0x8000) as u16 | ((bits >> 13) & 0x7fff) as u16).to_le_bytes(), snapped)
-            }),
-            Float::F8E5M2 => round_with(sum, divisor, output, 57344.0, #[inline(always)] |value| {
-                let snapped = snap(value, 2, f64::from_bits((1023 - 14) << 52));
-                let bits = (snapped as f32 * f32::from_bits((127 - 112) << 23)).to_bits();
-                ([((bits >> 24) & 0x80) as u8 | ((bits >> 21) & 0x7f) as u8], snapped)
-            }),
-            Float::F8E4M3 => round_with(sum, divisor, output, 448.0, #[inline(always)] |value| {
-                let snapped = snap(value, 3, f64::from_bits((1023 - 6) << 52));
-                let bits = (snapped as f32 * f32::from_bits((127 - 120) << 23)).to_bits();
-                ([((bits >> 24) & 0x80) as u8 | ((bits >> 20) & 0x7f) as u8], snapped)
-            }),
+            Float::F64 => round_with(
+                sum,
+                divisor,
+                output,
+                f64::MAX,
+                #[inline(always)]
+                |value| (value.to_le_bytes(), value),
+            ),
+            Float::F32 => round_with(
+                sum,
+                divisor,
+                output,
+                f64::from(f32::MAX),
+                #[inline(always)]
+                |value| {
+                    let single = value as f32;
+                    (single.to_le_bytes(), f64::from(single))
+                },
+            ),
+            Float::BF16 => round_with(
+                sum,
+                divisor,
+                output,
+                f64::from(f32::from_bits(0x7f7f_0000)),
+                #[inline(always)]
+                |value| {
+                    let snapped = snap(value, 7, f64::from(f32::MIN_POSITIVE));
+                    (
+                        (((snapped as f32).to_bits() >> 16) as u16).to_le_bytes(),
+                        snapped,
+                    )
+                },
+            ),
+            Float::F16 => round_with(
+                sum,
+                divisor,
+                output,
+                65504.0,
+                #[inline(always)]
+                |value| {
+                    let snapped = snap(value, 10, f64::from_bits((1023 - 14) << 52));
+                    let bits = (snapped as f32 * f32::from_bits((127 - 112) << 23)).to_bits();
+                    (
+                        (((bits >> 16) & 0x8000) as u16 | ((bits >> 13) & 0x7fff) as u16)
+                            .to_le_bytes(),
+                        snapped,
+                    )
+                },
+            ),
+            Float::F8E5M2 => round_with(
+                sum,
+                divisor,
+                output,
+                57344.0,
+                #[inline(always)]
+                |value| {
+                    let snapped = snap(value, 2, f64::from_bits((1023 - 14) << 52));
+                    let bits = (snapped as f32 * f32::from_bits((127 - 112) << 23)).to_bits();
+                    (
+                        [((bits >> 24) & 0x80) as u8 | ((bits >> 21) & 0x7f) as u8],
+                        snapped,
+                    )
+                },
+            ),
+            Float::F8E4M3 => round_with(
+                sum,
+                divisor,
+                output,
+                448.0,
+                #[inline(always)]
+                |value| {
+                    let snapped = snap(value, 3, f64::from_bits((1023 - 6) << 52));
+                    let bits = (snapped as f32 * f32::from_bits((127 - 120) << 23)).to_bits();
+                    (
+                        [((bits >> 24) & 0x80) as u8 | ((bits >> 20) & 0x7f) as u8],
+                        snapped,
+                    )
+                },
+            ),
         }
     }
 }

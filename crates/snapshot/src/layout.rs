@@ -20,9 +20,16 @@ pub(crate) struct PlannedShard {
 }
 
 /// The metadata that all inputs agree on; what differs (an agent's number, say) is left out with a warning.
-pub(crate) fn common_metadata(inputs: &[Snapshot], warnings: &mut Vec<String>) -> BTreeMap<String, String> {
+pub(crate) fn common_metadata(
+    inputs: &[Snapshot],
+    warnings: &mut Vec<String>,
+) -> BTreeMap<String, String> {
     let of = |input: &Snapshot| -> BTreeMap<String, String> {
-        input.shards.iter().flat_map(|shard| shard.header.metadata.clone()).collect()
+        input
+            .shards
+            .iter()
+            .flat_map(|shard| shard.header.metadata.clone())
+            .collect()
     };
     let mut common = of(&inputs[0]);
     let mut dropped = BTreeSet::new();
@@ -39,7 +46,10 @@ pub(crate) fn common_metadata(inputs: &[Snapshot], warnings: &mut Vec<String>) -
     }
     if !dropped.is_empty() {
         let keys: Vec<_> = dropped.into_iter().collect();
-        warnings.push(format!("metadata that differs between the inputs was left out: {}", keys.join(", ")));
+        warnings.push(format!(
+            "metadata that differs between the inputs was left out: {}",
+            keys.join(", ")
+        ));
     }
     common
 }
@@ -77,12 +87,21 @@ pub(crate) fn shards(
             };
         }
     } else if one_file {
-        let name = output.file_name().and_then(|name| name.to_str()).unwrap_or("model.safetensors");
+        let name = output
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or("model.safetensors");
         groups.push((name.to_owned(), kinds));
     } else {
-        groups = first.shards.iter().map(|shard| (shard.file.name.clone(), Vec::new())).collect();
+        groups = first
+            .shards
+            .iter()
+            .map(|shard| (shard.file.name.clone(), Vec::new()))
+            .collect();
         for (info, kind) in kinds {
-            let home = first.tensor(&info.name).map(|(shard, _)| shard.file.name.clone());
+            let home = first
+                .tensor(&info.name)
+                .map(|(shard, _)| shard.file.name.clone());
             // A tensor that only a copy rule brings in goes to the last file.
             let position = home
                 .and_then(|home| groups.iter().position(|(file, _)| *file == home))
@@ -92,7 +111,9 @@ pub(crate) fn shards(
         groups.retain(|(_, tensors)| !tensors.is_empty());
     }
     if groups.iter().all(|(_, tensors)| tensors.is_empty()) {
-        return Err(SnapshotError::Settings { what: "the output would hold no tensor".to_owned() });
+        return Err(SnapshotError::Settings {
+            what: "the output would hold no tensor".to_owned(),
+        });
     }
 
     let mut planned = Vec::new();
@@ -105,10 +126,17 @@ pub(crate) fn shards(
             (info.start, info.end) = (end, end + bytes);
             end += bytes;
             infos.push(info.clone());
-            planned.push(PlannedTensor { info, kind, shard: position });
+            planned.push(PlannedTensor {
+                info,
+                kind,
+                shard: position,
+            });
         }
         // The first input's header as it is where it says the same, so that a copy is a copy.
-        let same = first.shards.iter().find(|shard| shard.header.tensors == infos && shard.header.metadata == *metadata);
+        let same = first
+            .shards
+            .iter()
+            .find(|shard| shard.header.tensors == infos && shard.header.metadata == *metadata);
         let header = match same {
             Some(shard) => {
                 let raw = &shard.header.raw;
@@ -117,14 +145,21 @@ pub(crate) fn shards(
             None => write_header(&infos, metadata),
         };
         let bytes = header.len() as u64 + end;
-        files.push(PlannedShard { file, header, bytes });
+        files.push(PlannedShard {
+            file,
+            header,
+            bytes,
+        });
     }
     Ok((planned, files))
 }
 
 fn length(info: &TensorInfo) -> Result<u64, SnapshotError> {
     byte_length(info.dtype, &info.shape).ok_or_else(|| SnapshotError::Internal {
-        what: format!("tensor `{}` of shape {:?} has no length", info.name, info.shape),
+        what: format!(
+            "tensor `{}` of shape {:?} has no length",
+            info.name, info.shape
+        ),
     })
 }
 
@@ -139,12 +174,17 @@ pub(crate) fn side_files(
     let mut left = Vec::new();
     for file in &input.side_files {
         if !checks::comes_along(&file.name) {
-            if Some(&file.name) != input.index_file.as_ref() && !file.name.starts_with('.') && file.name != checks::MANIFEST {
+            if Some(&file.name) != input.index_file.as_ref()
+                && !file.name.starts_with('.')
+                && file.name != checks::MANIFEST
+            {
                 left.push(file.name.as_str());
             }
             continue;
         }
-        let Some(mut bytes) = input.side_file(&file.name)? else { continue };
+        let Some(mut bytes) = input.side_file(&file.name)? else {
+            continue;
+        };
         if file.name == "config.json"
             && let Some(name) = output_dtype.and_then(DType::config_name)
             && let Some(config) = &input.config
@@ -164,7 +204,11 @@ pub(crate) fn side_files(
         files.push((file.name.clone(), bytes));
     }
     if !left.is_empty() {
-        warnings.push(format!("left behind in `{}`: {}", input.location(), left.join(", ")));
+        warnings.push(format!(
+            "left behind in `{}`: {}",
+            input.location(),
+            left.join(", ")
+        ));
     }
     Ok(files)
 }
@@ -177,15 +221,30 @@ pub(crate) fn pretty(value: &serde_json::Value) -> Vec<u8> {
 }
 
 /// The index file of the output, when it has several weight files.
-pub(crate) fn index(tensors: &[PlannedTensor], shards: &[PlannedShard]) -> Option<(String, Vec<u8>)> {
+pub(crate) fn index(
+    tensors: &[PlannedTensor],
+    shards: &[PlannedShard],
+) -> Option<(String, Vec<u8>)> {
     if shards.len() < 2 {
         return None;
     }
     let total: u64 = tensors.iter().map(|tensor| tensor.info.bytes()).sum();
-    let map: BTreeMap<&str, &str> =
-        tensors.iter().map(|tensor| (tensor.info.name.as_str(), shards[tensor.shard].file.as_str())).collect();
+    let map: BTreeMap<&str, &str> = tensors
+        .iter()
+        .map(|tensor| {
+            (
+                tensor.info.name.as_str(),
+                shards[tensor.shard].file.as_str(),
+            )
+        })
+        .collect();
     let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": map});
     // Adapter shards have an index of their own name, so the name follows the files.
-    let stem = shards[0].file.split("-0").next().filter(|stem| !stem.contains('.')).unwrap_or("model");
+    let stem = shards[0]
+        .file
+        .split("-0")
+        .next()
+        .filter(|stem| !stem.contains('.'))
+        .unwrap_or("model");
     Some((format!("{stem}.safetensors.index.json"), pretty(&index)))
 }

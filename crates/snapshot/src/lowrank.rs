@@ -25,12 +25,30 @@ pub(crate) struct Factor {
 pub(crate) fn factor(name: &str) -> Option<Factor> {
     for part in name.split('.') {
         let factor = match part {
-            "lora_A" => Factor { outer: false, rank_axis: 0 },
-            "lora_B" => Factor { outer: true, rank_axis: 1 },
-            "lora_a" => Factor { outer: false, rank_axis: 1 },
-            "lora_b" => Factor { outer: true, rank_axis: 0 },
-            "lora_embedding_A" => Factor { outer: false, rank_axis: 0 },
-            "lora_embedding_B" => Factor { outer: true, rank_axis: 1 },
+            "lora_A" => Factor {
+                outer: false,
+                rank_axis: 0,
+            },
+            "lora_B" => Factor {
+                outer: true,
+                rank_axis: 1,
+            },
+            "lora_a" => Factor {
+                outer: false,
+                rank_axis: 1,
+            },
+            "lora_b" => Factor {
+                outer: true,
+                rank_axis: 0,
+            },
+            "lora_embedding_A" => Factor {
+                outer: false,
+                rank_axis: 0,
+            },
+            "lora_embedding_B" => Factor {
+                outer: true,
+                rank_axis: 1,
+            },
             _ => continue,
         };
         return Some(factor);
@@ -39,13 +57,24 @@ pub(crate) fn factor(name: &str) -> Option<Factor> {
 }
 
 /// The output tensor that holds the factors of all inputs side by side.
-pub(crate) fn stack(inputs: &[Snapshot], name: &str, factor: Factor, output_dtype: Option<DType>) -> Result<(TensorInfo, Kind), Problem> {
+pub(crate) fn stack(
+    inputs: &[Snapshot],
+    name: &str,
+    factor: Factor,
+    output_dtype: Option<DType>,
+) -> Result<(TensorInfo, Kind), Problem> {
     let adapter = |what: String| Problem::Adapter { what };
     let mut info: Option<TensorInfo> = None;
     for input in inputs {
-        let Some((_, tensor)) = input.tensor(name) else { continue };
+        let Some((_, tensor)) = input.tensor(name) else {
+            continue;
+        };
         if tensor.shape.len() != 2 {
-            return Err(adapter(format!("`{name}` has shape {:?} in `{}`, expected two dimensions", tensor.shape, input.location())));
+            return Err(adapter(format!(
+                "`{name}` has shape {:?} in `{}`, expected two dimensions",
+                tensor.shape,
+                input.location()
+            )));
         }
         match &mut info {
             None => info = Some(tensor.clone()),
@@ -57,7 +86,10 @@ pub(crate) fn stack(inputs: &[Snapshot], name: &str, factor: Factor, output_dtyp
                         snapshot: input.location(),
                         found: tensor.shape.clone(),
                         reference: inputs[0].location(),
-                        expected: inputs[0].tensor(name).map(|(_, tensor)| tensor.shape.clone()).unwrap_or_default(),
+                        expected: inputs[0]
+                            .tensor(name)
+                            .map(|(_, tensor)| tensor.shape.clone())
+                            .unwrap_or_default(),
                     });
                 }
                 first.shape[factor.rank_axis] += tensor.shape[factor.rank_axis];
@@ -67,46 +99,85 @@ pub(crate) fn stack(inputs: &[Snapshot], name: &str, factor: Factor, output_dtyp
     let mut info = info.ok_or_else(|| adapter(format!("`{name}` is in no input")))?;
     let types = input_types(inputs, name);
     if output_dtype.is_none() && types.iter().any(|dtype| *dtype != types[0]) {
-        return Err(adapter(format!("`{name}` has the types {types:?}; name the output type (output_dtype)")));
+        return Err(adapter(format!(
+            "`{name}` has the types {types:?}; name the output type (output_dtype)"
+        )));
     }
     let dtype = output_dtype.unwrap_or(info.dtype);
-    let float = dtype.float().filter(|_| types.iter().all(|dtype| dtype.lanes().is_some_and(|(_, lanes)| lanes == 1)));
-    let float = float.ok_or_else(|| adapter(format!("`{name}` is {}, expected a float type", info.dtype)))?;
+    let float = dtype.float().filter(|_| {
+        types
+            .iter()
+            .all(|dtype| dtype.lanes().is_some_and(|(_, lanes)| lanes == 1))
+    });
+    let float = float
+        .ok_or_else(|| adapter(format!("`{name}` is {}, expected a float type", info.dtype)))?;
     info.dtype = dtype;
-    Ok((info, Kind::Stack { axis: factor.rank_axis, weighted: factor.outer, float }))
+    Ok((
+        info,
+        Kind::Stack {
+            axis: factor.rank_axis,
+            weighted: factor.outer,
+            float,
+        },
+    ))
 }
 
 /// The `adapter_config.json` of the merged adapter: the rank grows with the number of inputs, and `alpha`
 /// with it so that the scale of the product stays.
 ///
 /// Returns nothing but a warning when no input has such a file.
-pub(crate) fn adapter_config(inputs: &[Snapshot]) -> Result<(Option<Vec<u8>>, Option<String>), Problem> {
+pub(crate) fn adapter_config(
+    inputs: &[Snapshot],
+) -> Result<(Option<Vec<u8>>, Option<String>), Problem> {
     let adapter = |what: String| Problem::Adapter { what };
     let mut configs: Vec<(String, Map<String, Value>)> = Vec::new();
     for input in inputs {
-        let bytes = input.side_file("adapter_config.json").map_err(|error| adapter(error.to_string()))?;
+        let bytes = input
+            .side_file("adapter_config.json")
+            .map_err(|error| adapter(error.to_string()))?;
         if let Some(bytes) = bytes {
-            let config = serde_json::from_slice(&bytes)
-                .map_err(|error| adapter(format!("adapter_config.json of `{}` is not valid JSON: {error}", input.location())))?;
+            let config = serde_json::from_slice(&bytes).map_err(|error| {
+                adapter(format!(
+                    "adapter_config.json of `{}` is not valid JSON: {error}",
+                    input.location()
+                ))
+            })?;
             configs.push((input.location(), config));
         }
     }
     let Some((place, first)) = configs.first() else {
-        let warning = format!("the adapters come without adapter_config.json; the merged rank is the sum of the {} ranks, and what scales by alpha / rank must be told so", inputs.len());
+        let warning = format!(
+            "the adapters come without adapter_config.json; the merged rank is the sum of the {} ranks, and what scales by alpha / rank must be told so",
+            inputs.len()
+        );
         return Ok((None, Some(warning)));
     };
     if configs.len() != inputs.len() {
-        return Err(adapter(format!("`{place}` has an adapter_config.json but others have none")));
+        return Err(adapter(format!(
+            "`{place}` has an adapter_config.json but others have none"
+        )));
     }
     for (other, config) in &configs[1..] {
-        for key in ["r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_parameters"] {
+        for key in [
+            "r",
+            "lora_alpha",
+            "use_rslora",
+            "use_dora",
+            "rank_pattern",
+            "alpha_pattern",
+            "lora_parameters",
+        ] {
             if config.get(key) != first.get(key) {
-                return Err(adapter(format!("`{key}` in adapter_config.json differs between `{place}` and `{other}`")));
+                return Err(adapter(format!(
+                    "`{key}` in adapter_config.json differs between `{place}` and `{other}`"
+                )));
             }
         }
     }
     if first.get("use_dora").and_then(Value::as_bool) == Some(true) {
-        return Err(adapter("weight-decomposed adapters (use_dora) are not a plain product".to_owned()));
+        return Err(adapter(
+            "weight-decomposed adapters (use_dora) are not a plain product".to_owned(),
+        ));
     }
     let count = inputs.len() as f64;
     let slow = first.get("use_rslora").and_then(Value::as_bool) == Some(true);
@@ -117,7 +188,9 @@ pub(crate) fn adapter_config(inputs: &[Snapshot]) -> Result<(Option<Vec<u8>>, Op
     scale(config.get_mut("lora_alpha"), alpha_factor);
     for (key, factor) in [("rank_pattern", count), ("alpha_pattern", alpha_factor)] {
         if let Some(Value::Object(pattern)) = config.get_mut(key) {
-            pattern.values_mut().for_each(|value| scale(Some(value), factor));
+            pattern
+                .values_mut()
+                .for_each(|value| scale(Some(value), factor));
         }
     }
     if let Some(Value::Object(parameters)) = config.get_mut("lora_parameters") {
@@ -132,6 +205,10 @@ fn scale(value: Option<&mut Value>, factor: f64) {
         && let Some(number) = value.as_f64()
     {
         let scaled = number * factor;
-        *value = if scaled.fract() == 0.0 { (scaled as i64).into() } else { scaled.into() };
+        *value = if scaled.fract() == 0.0 {
+            (scaled as i64).into()
+        } else {
+            scaled.into()
+        };
     }
 }

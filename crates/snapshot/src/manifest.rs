@@ -91,18 +91,34 @@ pub(crate) fn report(plan: &MergePlan, records: &[Record]) -> MergeReport {
                 .iter()
                 .zip(&by_tensor)
                 .map(|(planned, records)| {
-                    let slices: Option<Vec<Digest>> = records.iter().map(|record| record.inputs[position]).collect();
+                    let slices: Option<Vec<Digest>> = records
+                        .iter()
+                        .map(|record| record.inputs[position])
+                        .collect();
                     let (_, tensor) = input.tensor(&planned.info.name)?;
                     let digest = tensor_digest(planned, &slices?);
-                    Some((tensor.name.as_str(), tensor.dtype, tensor.shape.as_slice(), digest))
+                    Some((
+                        tensor.name.as_str(),
+                        tensor.dtype,
+                        tensor.shape.as_slice(),
+                        digest,
+                    ))
                 })
                 .collect();
             // Tensors that were left out were not read, so there is no digest of the whole.
             let digest = tensors
                 .filter(|tensors| plan.settings.digests && tensors.len() == input.tensors().count())
                 .map(|tensors| digest::of_tensors(tensors.into_iter()));
-            let files = input.shards.iter().map(|shard| (shard.file.name.clone(), shard.file.size)).collect();
-            InputRecord { location: input.location(), digest, files }
+            let files = input
+                .shards
+                .iter()
+                .map(|shard| (shard.file.name.clone(), shard.file.size))
+                .collect();
+            InputRecord {
+                location: input.location(),
+                digest,
+                files,
+            }
         })
         .collect();
     let outputs = plan
@@ -115,18 +131,35 @@ pub(crate) fn report(plan: &MergePlan, records: &[Record]) -> MergeReport {
                 .iter()
                 .zip(&by_tensor)
                 .map(|(planned, records)| {
-                    let of = |record: &&Record| *record.whole.get(position).unwrap_or(&record.outputs[position]);
+                    let of = |record: &&Record| {
+                        *record
+                            .whole
+                            .get(position)
+                            .unwrap_or(&record.outputs[position])
+                    };
                     tensor_digest(planned, &records.iter().map(of).collect::<Vec<_>>())
                 })
                 .collect();
             let named = plan.tensors.iter().zip(&digests);
             OutputRecord {
                 folder: output.folder.clone(),
-                weights: output.row.numbers().iter().map(|number| format!("{number}/{}", output.row.total())).collect(),
-                digest: digest::of_tensors(
-                    named.clone().map(|(t, digest)| (t.info.name.as_str(), t.info.dtype, t.info.shape.as_slice(), *digest)),
-                ),
-                tensors: named.map(|(t, digest)| (t.info.name.clone(), *digest)).collect(),
+                weights: output
+                    .row
+                    .numbers()
+                    .iter()
+                    .map(|number| format!("{number}/{}", output.row.total()))
+                    .collect(),
+                digest: digest::of_tensors(named.clone().map(|(t, digest)| {
+                    (
+                        t.info.name.as_str(),
+                        t.info.dtype,
+                        t.info.shape.as_slice(),
+                        *digest,
+                    )
+                })),
+                tensors: named
+                    .map(|(t, digest)| (t.info.name.clone(), *digest))
+                    .collect(),
             }
         })
         .collect();
@@ -144,7 +177,10 @@ pub(crate) fn report(plan: &MergePlan, records: &[Record]) -> MergeReport {
         exact_elements: records.iter().map(|record| record.exact).sum(),
         target: plan.target.display().to_string(),
         warnings: plan.warnings.clone(),
-        bytes: (plan.input_bytes(), plan.output_bytes() * plan.outputs.len() as u64),
+        bytes: (
+            plan.input_bytes(),
+            plan.output_bytes() * plan.outputs.len() as u64,
+        ),
         resumed_slices: 0,
         seconds: 0.0,
     }
@@ -160,13 +196,18 @@ fn tensor_digest(planned: &PlannedTensor, slices: &[Digest]) -> Digest {
 
 /// The manifest: the report without what differs between two runs of one plan.
 pub(crate) fn manifest(plan: &MergePlan, report: &MergeReport) -> Result<Vec<u8>, SnapshotError> {
-    let internal = |error: serde_json::Error| SnapshotError::Internal { what: error.to_string() };
+    let internal = |error: serde_json::Error| SnapshotError::Internal {
+        what: error.to_string(),
+    };
     let mut value = serde_json::to_value(report).map_err(internal)?;
     if let Some(object) = value.as_object_mut() {
         for key in ["target", "warnings", "bytes", "resumed_slices", "seconds"] {
             object.remove(key);
         }
-        object.insert("low_rank".to_owned(), serde_json::to_value(plan.settings.low_rank).map_err(internal)?);
+        object.insert(
+            "low_rank".to_owned(),
+            serde_json::to_value(plan.settings.low_rank).map_err(internal)?,
+        );
     }
     Ok(crate::layout::pretty(&value))
 }
@@ -177,19 +218,34 @@ pub(crate) fn published(plan: &MergePlan) -> Result<Option<MergeReport>, Snapsho
         return Ok(None);
     }
     let path = staging::manifest_path(plan);
-    let found = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<MergeReport>(&bytes).ok());
+    let found = std::fs::read(&path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<MergeReport>(&bytes).ok());
     match found {
-        Some(report) if report.fingerprint == plan.fingerprint && plan.shards.iter().all(|shard| whole(plan, shard)) => {
-            Ok(Some(MergeReport { target: plan.target.display().to_string(), warnings: plan.warnings.clone(), ..report }))
+        Some(report)
+            if report.fingerprint == plan.fingerprint
+                && plan.shards.iter().all(|shard| whole(plan, shard)) =>
+        {
+            Ok(Some(MergeReport {
+                target: plan.target.display().to_string(),
+                warnings: plan.warnings.clone(),
+                ..report
+            }))
         }
         _ if plan.settings.overwrite => Ok(None),
-        _ => Err(SnapshotError::Exists { path: plan.target.display().to_string() }),
+        _ => Err(SnapshotError::Exists {
+            path: plan.target.display().to_string(),
+        }),
     }
 }
 
 fn whole(plan: &MergePlan, shard: &crate::layout::PlannedShard) -> bool {
     plan.outputs.iter().all(|output| {
-        let path = if plan.is_file() { plan.target.clone() } else { plan.target.join(&output.folder).join(&shard.file) };
+        let path = if plan.is_file() {
+            plan.target.clone()
+        } else {
+            plan.target.join(&output.folder).join(&shard.file)
+        };
         std::fs::metadata(path).is_ok_and(|meta| meta.len() == shard.bytes)
     })
 }

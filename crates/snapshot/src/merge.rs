@@ -14,8 +14,8 @@ use crate::settings::thread_count;
 use crate::staging::{self, Record, Staging};
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::mpsc::{Sender, channel};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
 /// Bytes written between two syncs of a part.
@@ -49,7 +49,11 @@ pub fn merge(plan: &MergePlan, on_progress: OnProgress<'_>) -> Result<MergeRepor
     let run = Run {
         plan,
         staging: &staging,
-        weights: plan.outputs.iter().map(|output| Weights::new(&output.row)).collect(),
+        weights: plan
+            .outputs
+            .iter()
+            .map(|output| Weights::new(&output.row))
+            .collect(),
         next: AtomicUsize::new(0),
         last: AtomicUsize::new(usize::MAX),
         stopped: AtomicBool::new(false),
@@ -59,8 +63,14 @@ pub fn merge(plan: &MergePlan, on_progress: OnProgress<'_>) -> Result<MergeRepor
         failure: Mutex::new(None),
         on_progress,
     };
-    let lanes = plan.inputs.iter().map(|input| input.source().reads_per_thread()).max().unwrap_or(1);
-    let workers = (thread_count(plan.settings.threads) * lanes.max(1)).min(plan.slices.len().max(1));
+    let lanes = plan
+        .inputs
+        .iter()
+        .map(|input| input.source().reads_per_thread())
+        .max()
+        .unwrap_or(1);
+    let workers =
+        (thread_count(plan.settings.threads) * lanes.max(1)).min(plan.slices.len().max(1));
     std::thread::scope(|scope| {
         // Brings finished parts to the disk meanwhile, so that little is left to wait for at the end.
         let (sync, asked) = channel();
@@ -82,9 +92,17 @@ pub fn merge(plan: &MergePlan, on_progress: OnProgress<'_>) -> Result<MergeRepor
         run.work(workers, &sync);
         drop(sync);
     });
-    let Run { failure, records, resumed, .. } = run;
+    let Run {
+        failure,
+        records,
+        resumed,
+        ..
+    } = run;
     if let Some((_, error)) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        if matches!(error, SnapshotError::NonFinite { .. } | SnapshotError::Overflow { .. }) {
+        if matches!(
+            error,
+            SnapshotError::NonFinite { .. } | SnapshotError::Overflow { .. }
+        ) {
             // The same inputs give the same error, so what is staged helps nobody.
             staging.discard()?;
         }
@@ -93,8 +111,14 @@ pub fn merge(plan: &MergePlan, on_progress: OnProgress<'_>) -> Result<MergeRepor
     for input in &plan.inputs {
         input.check_unchanged()?;
     }
-    let records: Option<Vec<Record>> = records.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
-    let records = records.ok_or_else(|| SnapshotError::Internal { what: "a slice was neither done nor failed".to_owned() })?;
+    let records: Option<Vec<Record>> = records
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+        .into_iter()
+        .collect();
+    let records = records.ok_or_else(|| SnapshotError::Internal {
+        what: "a slice was neither done nor failed".to_owned(),
+    })?;
     let mut report = manifest::report(plan, &records);
     let text = manifest::manifest(plan, &report)?;
     staging.publish(plan, &text)?;
@@ -124,19 +148,26 @@ impl Run<'_> {
         let mut worker = Worker::new(self.plan, &self.weights, workers);
         loop {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
-            let Some(slice) = self.plan.slices.get(index) else { return };
+            let Some(slice) = self.plan.slices.get(index) else {
+                return;
+            };
             if index > self.last.load(Ordering::Acquire) || self.stopped.load(Ordering::Acquire) {
                 return;
             }
             match self.slice(&mut worker, slice) {
                 Ok(record) => {
-                    self.records.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(record);
-                    let done_bytes = self.done_bytes.fetch_add(slice.bytes, Ordering::Relaxed) + slice.bytes;
+                    self.records.lock().unwrap_or_else(PoisonError::into_inner)[index] =
+                        Some(record);
+                    let done_bytes =
+                        self.done_bytes.fetch_add(slice.bytes, Ordering::Relaxed) + slice.bytes;
                     if done_bytes / SYNC_BYTES != (done_bytes - slice.bytes) / SYNC_BYTES {
                         // Nobody listens when syncing is off.
                         let _ = sync.send(self.plan.tensors[slice.tensor].shard);
                     }
-                    let progress = Progress { done_bytes, total_bytes: self.plan.output_bytes() };
+                    let progress = Progress {
+                        done_bytes,
+                        total_bytes: self.plan.output_bytes(),
+                    };
                     if !(self.on_progress)(progress) && done_bytes < progress.total_bytes {
                         self.stopped.store(true, Ordering::Release);
                         self.fail(usize::MAX, SnapshotError::Stopped);
@@ -157,12 +188,16 @@ impl Run<'_> {
 
     fn slice(&self, worker: &mut Worker<'_>, slice: &Slice) -> Result<Record, SnapshotError> {
         if let Some(record) = self.staging.done.get(&slice.index)
-            && self.staging.verify(self.plan, slice, record, &mut worker.copy)?
+            && self
+                .staging
+                .verify(self.plan, slice, record, &mut worker.copy)?
         {
             self.resumed.fetch_add(1, Ordering::Relaxed);
             return Ok(record.clone());
         }
-        let record = worker.slice(slice, &mut |output, at, bytes| self.staging.write(self.plan, output, slice, at, bytes))?;
+        let record = worker.slice(slice, &mut |output, at, bytes| {
+            self.staging.write(self.plan, output, slice, at, bytes)
+        })?;
         self.staging.note(&record)?;
         Ok(record)
     }
@@ -191,7 +226,8 @@ impl<'a> Worker<'a> {
             inputs: vec![Vec::new(); plan.inputs.len()],
             outputs: vec![Vec::new(); plan.outputs.len()],
             copy: Vec::new(),
-            budget: usize::try_from(plan.settings.memory_limit_bytes).unwrap_or(usize::MAX) / workers,
+            budget: usize::try_from(plan.settings.memory_limit_bytes).unwrap_or(usize::MAX)
+                / workers,
         }
     }
 
@@ -199,12 +235,21 @@ impl<'a> Worker<'a> {
         match self.plan.tensors[slice.tensor].kind {
             Kind::Mean(float) => self.mean(slice, float, sink),
             Kind::Copy(input) => self.copy(slice, input, sink),
-            Kind::Stack { axis, weighted, float } => self.stack(slice, axis, weighted, float, sink),
+            Kind::Stack {
+                axis,
+                weighted,
+                float,
+            } => self.stack(slice, axis, weighted, float, sink),
         }
     }
 
     fn read_bytes(&self) -> usize {
-        self.plan.inputs.iter().map(|input| input.source().preferred_read_bytes()).max().unwrap_or(1 << 18)
+        self.plan
+            .inputs
+            .iter()
+            .map(|input| input.source().preferred_read_bytes())
+            .max()
+            .unwrap_or(1 << 18)
     }
 
     fn mean(&mut self, slice: &Slice, out: Float, sink: Sink<'_>) -> Result<Record, SnapshotError> {
@@ -213,13 +258,20 @@ impl<'a> Worker<'a> {
         let floats: Vec<Float> = plan
             .inputs
             .iter()
-            .map(|input| input.tensor(&info.name).and_then(|(_, tensor)| tensor.dtype.float()))
+            .map(|input| {
+                input
+                    .tensor(&info.name)
+                    .and_then(|(_, tensor)| tensor.dtype.float())
+            })
             .collect::<Option<_>>()
-            .ok_or_else(|| SnapshotError::Internal { what: format!("`{}` was planned as a float", info.name) })?;
+            .ok_or_else(|| SnapshotError::Internal {
+                what: format!("`{}` was planned as a float", info.name),
+            })?;
         let count = slice.bytes / out.bytes() as u64;
         let first = slice.start / out.bytes() as u64;
         let widest = floats.iter().map(|float| float.bytes()).max().unwrap_or(8);
-        let element_bytes: usize = floats.iter().map(|float| float.bytes()).sum::<usize>() + plan.outputs.len() * out.bytes();
+        let element_bytes: usize = floats.iter().map(|float| float.bytes()).sum::<usize>()
+            + plan.outputs.len() * out.bytes();
         // A multiple of the block, so that blocks are the same whatever the buffers are.
         let step = (self.read_bytes() / widest).min(self.budget / element_bytes) / BLOCK * BLOCK;
         let step = step.max(BLOCK);
@@ -229,16 +281,29 @@ impl<'a> Worker<'a> {
             .iter()
             .map(|output| output.row.only().filter(|input| floats[*input] == out))
             .collect();
-        let averaged: Vec<usize> = (0..plan.outputs.len()).filter(|output| copies[*output].is_none()).collect();
+        let averaged: Vec<usize> = (0..plan.outputs.len())
+            .filter(|output| copies[*output].is_none())
+            .collect();
 
         let mut input_hashers: Vec<_> = plan.inputs.iter().map(|_| blake3::Hasher::new()).collect();
-        let mut output_hashers: Vec<_> = plan.outputs.iter().map(|_| blake3::Hasher::new()).collect();
-        let mut record = Record { slice: slice.index, inputs: Vec::new(), outputs: Vec::new(), whole: Vec::new(), nonfinite: 0, exact: 0 };
+        let mut output_hashers: Vec<_> =
+            plan.outputs.iter().map(|_| blake3::Hasher::new()).collect();
+        let mut record = Record {
+            slice: slice.index,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            whole: Vec::new(),
+            nonfinite: 0,
+            exact: 0,
+        };
         let mut at = 0_u64;
         while at < count {
             let elements = step.min(usize::try_from(count - at).unwrap_or(step));
-            for ((input, buffer), (float, hasher)) in
-                plan.inputs.iter().zip(&mut self.inputs).zip(floats.iter().zip(&mut input_hashers))
+            for ((input, buffer), (float, hasher)) in plan
+                .inputs
+                .iter()
+                .zip(&mut self.inputs)
+                .zip(floats.iter().zip(&mut input_hashers))
             {
                 buffer.resize(step * float.bytes(), 0);
                 let buffer = &mut buffer[..elements * float.bytes()];
@@ -251,7 +316,10 @@ impl<'a> Worker<'a> {
                 .inputs
                 .iter()
                 .zip(&floats)
-                .map(|(buffer, float)| Lane { bytes: &buffer[..elements * float.bytes()], float: *float })
+                .map(|(buffer, float)| Lane {
+                    bytes: &buffer[..elements * float.bytes()],
+                    float: *float,
+                })
                 .collect();
             let mut views = Vec::with_capacity(averaged.len());
             let mut weights = Vec::with_capacity(averaged.len());
@@ -262,7 +330,9 @@ impl<'a> Worker<'a> {
                     weights.push(&self.weights[output]);
                 }
             }
-            let seen = self.kernel.mean(&lanes, &weights, out, elements, &mut views);
+            let seen = self
+                .kernel
+                .mean(&lanes, &weights, out, elements, &mut views);
             self.judge(&seen, slice, first + at, info.dtype)?;
             record.nonfinite += seen.nonfinite_count;
             record.exact += seen.exact_count;
@@ -277,13 +347,22 @@ impl<'a> Worker<'a> {
             at += elements as u64;
         }
         let finish = |hasher: &blake3::Hasher| Digest(*hasher.finalize().as_bytes());
-        record.inputs = input_hashers.iter().map(|hasher| plan.settings.digests.then(|| finish(hasher))).collect();
+        record.inputs = input_hashers
+            .iter()
+            .map(|hasher| plan.settings.digests.then(|| finish(hasher)))
+            .collect();
         record.outputs = output_hashers.iter().map(finish).collect();
         Ok(record)
     }
 
     /// Refuses what the settings do not allow; `offset` is the run's first element in the tensor.
-    fn judge(&self, seen: &Seen, slice: &Slice, offset: u64, dtype: DType) -> Result<(), SnapshotError> {
+    fn judge(
+        &self,
+        seen: &Seen,
+        slice: &Slice,
+        offset: u64,
+        dtype: DType,
+    ) -> Result<(), SnapshotError> {
         if self.plan.settings.allow_nonfinite {
             return Ok(());
         }
@@ -301,12 +380,21 @@ impl<'a> Worker<'a> {
         }
         if let Some(element) = seen.overflow {
             let index = (offset + element as u64) / lanes;
-            return Err(SnapshotError::Overflow { tensor: name.clone(), index, dtype });
+            return Err(SnapshotError::Overflow {
+                tensor: name.clone(),
+                index,
+                dtype,
+            });
         }
         Ok(())
     }
 
-    fn copy(&mut self, slice: &Slice, from: Option<usize>, sink: Sink<'_>) -> Result<Record, SnapshotError> {
+    fn copy(
+        &mut self,
+        slice: &Slice,
+        from: Option<usize>,
+        sink: Sink<'_>,
+    ) -> Result<Record, SnapshotError> {
         let plan = self.plan;
         let name = &plan.tensors[slice.tensor].info.name;
         let mut record = Record {
@@ -320,7 +408,9 @@ impl<'a> Worker<'a> {
         let source_of = |output: usize| from.unwrap_or(plan.outputs[output].own_input);
         let piece = self.read_bytes().min(self.budget).max(1 << 12);
         for (source, input) in plan.inputs.iter().enumerate() {
-            let readers: Vec<usize> = (0..plan.outputs.len()).filter(|output| source_of(*output) == source).collect();
+            let readers: Vec<usize> = (0..plan.outputs.len())
+                .filter(|output| source_of(*output) == source)
+                .collect();
             if readers.is_empty() {
                 continue;
             }
@@ -339,29 +429,54 @@ impl<'a> Worker<'a> {
             }
             let digest = Digest(*hasher.finalize().as_bytes());
             record.inputs[source] = plan.settings.digests.then_some(digest);
-            readers.iter().for_each(|output| record.outputs[*output] = digest);
+            readers
+                .iter()
+                .for_each(|output| record.outputs[*output] = digest);
         }
         // Without a rule the inputs agree, as the plan has checked, so one digest is that of all.
         if from.is_none() && plan.settings.digests {
             let digest = record.inputs.iter().flatten().next().copied();
-            record.inputs.iter_mut().for_each(|input| *input = input.or(digest));
+            record
+                .inputs
+                .iter_mut()
+                .for_each(|input| *input = input.or(digest));
         }
         Ok(record)
     }
 
     /// Adapters are small, so their factors are held whole.
-    fn stack(&mut self, slice: &Slice, axis: usize, weighted: bool, out: Float, sink: Sink<'_>) -> Result<Record, SnapshotError> {
+    fn stack(
+        &mut self,
+        slice: &Slice,
+        axis: usize,
+        weighted: bool,
+        out: Float,
+        sink: Sink<'_>,
+    ) -> Result<Record, SnapshotError> {
         let plan = self.plan;
         let info = &plan.tensors[slice.tensor].info;
-        let mut record = Record { slice: slice.index, inputs: Vec::new(), outputs: Vec::new(), whole: Vec::new(), nonfinite: 0, exact: 0 };
+        let mut record = Record {
+            slice: slice.index,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            whole: Vec::new(),
+            nonfinite: 0,
+            exact: 0,
+        };
         let mut blocks = Vec::new();
         for input in &plan.inputs {
             let (_, tensor) = input
                 .tensor(&info.name)
-                .ok_or_else(|| SnapshotError::Internal { what: format!("`{}` was planned", info.name) })?;
+                .ok_or_else(|| SnapshotError::Internal {
+                    what: format!("`{}` was planned", info.name),
+                })?;
             let mut bytes = vec![0; usize::try_from(tensor.bytes()).unwrap_or(usize::MAX)];
             input.read_tensor(&info.name, 0, &mut bytes)?;
-            record.inputs.push(plan.settings.digests.then(|| digest::of_tensor(&bytes, tensor.dtype)));
+            record.inputs.push(
+                plan.settings
+                    .digests
+                    .then(|| digest::of_tensor(&bytes, tensor.dtype)),
+            );
             let float = tensor.dtype.float().unwrap_or(out);
             blocks.push((bytes, float, tensor.shape.clone()));
         }
@@ -370,10 +485,20 @@ impl<'a> Worker<'a> {
             for (input, (bytes, float, shape)) in blocks.iter().enumerate() {
                 let elements = bytes.len() / float.bytes();
                 let mut block = vec![0; elements * out.bytes()];
-                let weights = if weighted { Weights::one_of(&planned.row, input) } else { Weights::new(&crate::weights::Row::uniform(1)) };
-                let lane = Lane { bytes, float: *float };
-                let seen = self.kernel.mean(&[lane], &[&weights], out, elements, &mut [&mut block]);
-                if let (Some((element, _)), false) = (seen.nonfinite, plan.settings.allow_nonfinite) {
+                let weights = if weighted {
+                    Weights::one_of(&planned.row, input)
+                } else {
+                    Weights::new(&crate::weights::Row::uniform(1))
+                };
+                let lane = Lane {
+                    bytes,
+                    float: *float,
+                };
+                let seen = self
+                    .kernel
+                    .mean(&[lane], &[&weights], out, elements, &mut [&mut block]);
+                if let (Some((element, _)), false) = (seen.nonfinite, plan.settings.allow_nonfinite)
+                {
                     let snapshot = &plan.inputs[input];
                     return Err(SnapshotError::NonFinite {
                         snapshot: snapshot.location(),
@@ -388,7 +513,9 @@ impl<'a> Worker<'a> {
             }
             let mut whole = Vec::with_capacity(usize::try_from(slice.bytes).unwrap_or(0));
             if axis == 0 {
-                scaled.iter().for_each(|(block, _)| whole.extend_from_slice(block));
+                scaled
+                    .iter()
+                    .for_each(|(block, _)| whole.extend_from_slice(block));
             } else {
                 for row in 0..info.shape[0] as usize {
                     for (block, width) in &scaled {
@@ -405,16 +532,30 @@ impl<'a> Worker<'a> {
 }
 
 /// Reads one element again to say what it is.
-fn nonfinite_value(snapshot: &crate::snapshot::Snapshot, name: &str, index: u64) -> Result<&'static str, SnapshotError> {
-    let float = snapshot.tensor(name).and_then(|(_, tensor)| tensor.dtype.float());
-    let float = float.ok_or_else(|| SnapshotError::Internal { what: format!("`{name}` is no float") })?;
+fn nonfinite_value(
+    snapshot: &crate::snapshot::Snapshot,
+    name: &str,
+    index: u64,
+) -> Result<&'static str, SnapshotError> {
+    let float = snapshot
+        .tensor(name)
+        .and_then(|(_, tensor)| tensor.dtype.float());
+    let float = float.ok_or_else(|| SnapshotError::Internal {
+        what: format!("`{name}` is no float"),
+    })?;
     let mut bytes = [0; 8];
-    snapshot.read_tensor(name, index * float.bytes() as u64, &mut bytes[..float.bytes()])?;
-    Ok(match crate::exact::decode(float, u64::from_le_bytes(bytes)) {
-        crate::exact::Value::Infinite { negative: true } => "-Inf",
-        crate::exact::Value::Infinite { negative: false } => "+Inf",
-        _ => "NaN",
-    })
+    snapshot.read_tensor(
+        name,
+        index * float.bytes() as u64,
+        &mut bytes[..float.bytes()],
+    )?;
+    Ok(
+        match crate::exact::decode(float, u64::from_le_bytes(bytes)) {
+            crate::exact::Value::Infinite { negative: true } => "-Inf",
+            crate::exact::Value::Infinite { negative: false } => "+Inf",
+            _ => "NaN",
+        },
+    )
 }
 
 /// Removes what an unfinished merge into this target left behind.
@@ -426,10 +567,16 @@ pub fn discard_staging(target: &std::path::Path) -> Result<(), SnapshotError> {
     if !root.exists() {
         return Ok(());
     }
-    let lock = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(root.join("lock"));
+    let lock = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(root.join("lock"));
     let lock = lock.map_err(|error| SnapshotError::write(&root, error))?;
     if lock.try_lock().is_err() {
-        return Err(SnapshotError::Busy { path: root.display().to_string() });
+        return Err(SnapshotError::Busy {
+            path: root.display().to_string(),
+        });
     }
     std::fs::remove_dir_all(&root).map_err(|error| SnapshotError::write(&root, error))
 }

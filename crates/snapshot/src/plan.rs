@@ -26,7 +26,11 @@ pub(crate) enum Kind {
     /// The bytes of one input; without one, of the output's own input.
     Copy(Option<usize>),
     /// All inputs side by side along an axis, each times its weight when `weighted`.
-    Stack { axis: usize, weighted: bool, float: Float },
+    Stack {
+        axis: usize,
+        weighted: bool,
+        float: Float,
+    },
 }
 
 /// One tensor of the output.
@@ -96,7 +100,9 @@ impl MergePlan {
 
     /// The weights of each output, with the folder it goes to (empty for a plain merge).
     pub fn rows(&self) -> impl Iterator<Item = (&str, &Row)> {
-        self.outputs.iter().map(|output| (output.folder.as_str(), &output.row))
+        self.outputs
+            .iter()
+            .map(|output| (output.folder.as_str(), &output.row))
     }
 
     /// The independent pieces of work; their order does not matter.
@@ -120,12 +126,18 @@ impl MergePlan {
     /// Bytes that will be read from the inputs.
     #[must_use]
     pub fn input_bytes(&self) -> u64 {
-        let size = |input: &Snapshot, name: &str| input.tensor(name).map_or(0, |(_, tensor)| tensor.bytes());
+        let size = |input: &Snapshot, name: &str| {
+            input.tensor(name).map_or(0, |(_, tensor)| tensor.bytes())
+        };
         self.tensors
             .iter()
             .map(|tensor| match tensor.kind {
                 Kind::Copy(_) => tensor.info.bytes(),
-                _ => self.inputs.iter().map(|input| size(input, &tensor.info.name)).sum(),
+                _ => self
+                    .inputs
+                    .iter()
+                    .map(|input| size(input, &tensor.info.name))
+                    .sum(),
             })
             .sum()
     }
@@ -137,17 +149,28 @@ impl MergePlan {
 }
 
 fn is_file(target: &Path) -> bool {
-    target.extension().is_some_and(|extension| extension == "safetensors")
+    target
+        .extension()
+        .is_some_and(|extension| extension == "safetensors")
 }
 
 /// Plans the merge of some snapshots into a folder, or into one file when `output` ends in `.safetensors`.
 ///
 /// # Errors
 /// Unreadable inputs, contradictory settings, and [`SnapshotError::Refused`] with every problem found.
-pub fn plan_merge(inputs: &[SnapshotPath], output: &Path, settings: &MergeSettings) -> Result<MergePlan, SnapshotError> {
+pub fn plan_merge(
+    inputs: &[SnapshotPath],
+    output: &Path,
+    settings: &MergeSettings,
+) -> Result<MergePlan, SnapshotError> {
     let row = settings.weights.row(inputs.len())?;
     let own_input = settings.side_files_from.unwrap_or(0);
-    plan_rows(inputs, output, settings, vec![(String::new(), row, own_input)])
+    plan_rows(
+        inputs,
+        output,
+        settings,
+        vec![(String::new(), row, own_input)],
+    )
 }
 
 /// Plans several outputs from the same inputs; each input is still read once.
@@ -158,21 +181,35 @@ pub(crate) fn plan_rows(
     rows: Vec<(String, Row, usize)>,
 ) -> Result<MergePlan, SnapshotError> {
     if paths.is_empty() {
-        return Err(SnapshotError::Settings { what: "no snapshot was given".to_owned() });
+        return Err(SnapshotError::Settings {
+            what: "no snapshot was given".to_owned(),
+        });
     }
-    let inputs = paths.iter().map(Snapshot::open).collect::<Result<Vec<_>, _>>()?;
+    let inputs = paths
+        .iter()
+        .map(Snapshot::open)
+        .collect::<Result<Vec<_>, _>>()?;
     if let Some(dtype) = settings.output_dtype
         && dtype.float().is_none()
     {
-        return Err(SnapshotError::Settings { what: format!("the output type {dtype} is not a float type") });
+        return Err(SnapshotError::Settings {
+            what: format!("the output type {dtype} is not a float type"),
+        });
     }
-    for input in settings.side_files_from.iter().chain(settings.rules.iter().filter_map(|rule| match &rule.action {
-        Action::Copy(input) => Some(input),
-        _ => None,
-    })) {
+    for input in settings
+        .side_files_from
+        .iter()
+        .chain(settings.rules.iter().filter_map(|rule| match &rule.action {
+            Action::Copy(input) => Some(input),
+            _ => None,
+        }))
+    {
         if *input >= inputs.len() {
             return Err(SnapshotError::Settings {
-                what: format!("input {input} was named, but there are {} (counted from 0)", inputs.len()),
+                what: format!(
+                    "input {input} was named, but there are {} (counted from 0)",
+                    inputs.len()
+                ),
             });
         }
     }
@@ -200,7 +237,10 @@ pub(crate) fn plan_rows(
                 input.stray_files.join(", ")
             ));
         }
-        if let Some(total) = input.index_total_bytes.filter(|total| *total != input.tensor_bytes()) {
+        if let Some(total) = input
+            .index_total_bytes
+            .filter(|total| *total != input.tensor_bytes())
+        {
             warnings.push(format!(
                 "the index of `{}` says {total} bytes, but its tensors have {}; the output's index will say what is true",
                 input.location(),
@@ -222,21 +262,44 @@ pub(crate) fn plan_rows(
     } else {
         None
     };
-    let Planner { problems, kinds, recalibrate, skipped, .. } = planner;
+    let Planner {
+        problems,
+        kinds,
+        recalibrate,
+        skipped,
+        ..
+    } = planner;
     if !problems.is_empty() {
         return Err(SnapshotError::Refused { problems });
     }
 
     let metadata = layout::common_metadata(&inputs, &mut warnings);
-    let (tensors, shards) = layout::shards(&inputs[0], kinds, &metadata, settings.max_shard_bytes, output, is_file(output))?;
+    let (tensors, shards) = layout::shards(
+        &inputs[0],
+        kinds,
+        &metadata,
+        settings.max_shard_bytes,
+        output,
+        is_file(output),
+    )?;
     let mut outputs = Vec::new();
     for (folder, row, own_input) in rows {
         let side_files = if is_file(output) {
             Vec::new()
         } else {
-            layout::side_files(&inputs[own_input], settings.output_dtype, adapter.as_deref(), &mut warnings)?
+            layout::side_files(
+                &inputs[own_input],
+                settings.output_dtype,
+                adapter.as_deref(),
+                &mut warnings,
+            )?
         };
-        outputs.push(PlannedOutput { folder, row, own_input, side_files });
+        outputs.push(PlannedOutput {
+            folder,
+            row,
+            own_input,
+            side_files,
+        });
     }
     let slices = cut(&tensors);
     let fingerprint = fingerprint(&inputs, settings, &outputs, &tensors, &shards);
@@ -274,14 +337,20 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn new(inputs: &'a [Snapshot], settings: &'a MergeSettings, rows: &[(String, Row, usize)]) -> Result<Self, SnapshotError> {
+    fn new(
+        inputs: &'a [Snapshot],
+        settings: &'a MergeSettings,
+        rows: &[(String, Row, usize)],
+    ) -> Result<Self, SnapshotError> {
         let rules = settings
             .rules
             .iter()
             .map(|rule| {
-                glob::Pattern::new(&rule.pattern).map(|pattern| (pattern, false)).map_err(|error| SnapshotError::Settings {
-                    what: format!("`{}` is not a glob: {error}", rule.pattern),
-                })
+                glob::Pattern::new(&rule.pattern)
+                    .map(|pattern| (pattern, false))
+                    .map_err(|error| SnapshotError::Settings {
+                        what: format!("`{}` is not a glob: {error}", rule.pattern),
+                    })
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
@@ -300,7 +369,10 @@ impl<'a> Planner<'a> {
     }
 
     fn rule(&mut self, name: &str) -> Option<Action> {
-        let position = self.rules.iter().position(|(pattern, _)| pattern.matches(name))?;
+        let position = self
+            .rules
+            .iter()
+            .position(|(pattern, _)| pattern.matches(name))?;
         self.rules[position].1 = true;
         Some(self.settings.rules[position].action)
     }
@@ -308,17 +380,36 @@ impl<'a> Planner<'a> {
     /// Tied tensors: equal where both are stored; a head that some inputs leave out is left out.
     fn tied(&mut self) -> Result<(), SnapshotError> {
         for input in self.inputs {
-            let Some((embedding, head)) = checks::tied_pair(input) else { continue };
-            if self.settings.rules.iter().any(|rule| glob::Pattern::new(&rule.pattern).is_ok_and(|p| p.matches(&head))) {
+            let Some((embedding, head)) = checks::tied_pair(input) else {
+                continue;
+            };
+            if self
+                .settings
+                .rules
+                .iter()
+                .any(|rule| glob::Pattern::new(&rule.pattern).is_ok_and(|p| p.matches(&head)))
+            {
                 continue;
             }
-            let (Some((_, first)), Some((_, second))) = (input.tensor(&embedding), input.tensor(&head)) else { continue };
+            let (Some((_, first)), Some((_, second))) =
+                (input.tensor(&embedding), input.tensor(&head))
+            else {
+                continue;
+            };
             let equal = first.dtype == second.dtype
                 && first.shape == second.shape
                 && first_difference((input, &embedding), (input, &head), first.bytes())?.is_none();
             if !equal {
-                self.problems.push(Problem::Untied { snapshot: input.location(), first: embedding, second: head });
-            } else if self.inputs.iter().any(|other| other.tensor(&head).is_none()) {
+                self.problems.push(Problem::Untied {
+                    snapshot: input.location(),
+                    first: embedding,
+                    second: head,
+                });
+            } else if self
+                .inputs
+                .iter()
+                .any(|other| other.tensor(&head).is_none())
+            {
                 self.repeated.insert(head);
             }
         }
@@ -326,10 +417,18 @@ impl<'a> Planner<'a> {
     }
 
     fn tensors(&mut self) -> Result<(), SnapshotError> {
-        let mut names: Vec<&str> = self.inputs[0].tensors().map(|tensor| tensor.name.as_str()).collect();
+        let mut names: Vec<&str> = self.inputs[0]
+            .tensors()
+            .map(|tensor| tensor.name.as_str())
+            .collect();
         let mut seen: HashSet<&str> = names.iter().copied().collect();
         for input in &self.inputs[1..] {
-            names.extend(input.tensors().map(|tensor| tensor.name.as_str()).filter(|name| seen.insert(name)));
+            names.extend(
+                input
+                    .tensors()
+                    .map(|tensor| tensor.name.as_str())
+                    .filter(|name| seen.insert(name)),
+            );
         }
         for name in names {
             self.tensor(name)?;
@@ -337,7 +436,9 @@ impl<'a> Planner<'a> {
         for ((pattern, used), rule) in self.rules.iter().zip(&self.settings.rules) {
             // A pattern that an earlier one hides is still a match.
             if !used && !seen.iter().any(|name| pattern.matches(name)) {
-                self.problems.push(Problem::UnusedRule { pattern: rule.pattern.clone() });
+                self.problems.push(Problem::UnusedRule {
+                    pattern: rule.pattern.clone(),
+                });
             }
         }
         Ok(())
@@ -365,9 +466,13 @@ impl<'a> Planner<'a> {
             self.skipped.push(name.to_owned());
             return Ok(());
         }
-        let Some((reference, first)) = self.present(name) else { return Ok(()) };
+        let Some((reference, first)) = self.present(name) else {
+            return Ok(());
+        };
         if action.is_none() && !self.nothing_averaged && checks::is_running_statistic(name) {
-            self.problems.push(Problem::RunningStatistics { tensor: name.to_owned() });
+            self.problems.push(Problem::RunningStatistics {
+                tensor: name.to_owned(),
+            });
             return Ok(());
         }
         let factor = lowrank::factor(name).filter(|_| action.is_none() && !self.nothing_averaged);
@@ -375,7 +480,9 @@ impl<'a> Planner<'a> {
             match self.settings.low_rank {
                 LowRank::Refuse => {
                     if !std::mem::replace(&mut self.low_rank_seen, true) {
-                        self.problems.push(Problem::LowRank { tensor: name.to_owned() });
+                        self.problems.push(Problem::LowRank {
+                            tensor: name.to_owned(),
+                        });
                     }
                     return Ok(());
                 }
@@ -392,7 +499,9 @@ impl<'a> Planner<'a> {
         }
         let mut agree = true;
         for input in self.inputs {
-            let Some((_, tensor)) = input.tensor(name) else { continue };
+            let Some((_, tensor)) = input.tensor(name) else {
+                continue;
+            };
             if tensor.shape != first.shape {
                 agree = false;
                 self.problems.push(Problem::Shape {
@@ -403,7 +512,11 @@ impl<'a> Planner<'a> {
                     expected: first.shape.clone(),
                 });
             } else if tensor.dtype != first.dtype {
-                let both_float = tensor.dtype.lanes().zip(first.dtype.lanes()).is_some_and(|(a, b)| a.1 == b.1);
+                let both_float = tensor
+                    .dtype
+                    .lanes()
+                    .zip(first.dtype.lanes())
+                    .is_some_and(|(a, b)| a.1 == b.1);
                 if !both_float || self.settings.output_dtype.is_none() {
                     agree = false;
                     self.problems.push(Problem::Type {
@@ -422,7 +535,11 @@ impl<'a> Planner<'a> {
         match first.dtype.lanes() {
             Some((float, lanes)) => {
                 // Complex numbers keep their type: there is no other complex one.
-                let dtype = self.settings.output_dtype.filter(|_| lanes == 1).unwrap_or(first.dtype);
+                let dtype = self
+                    .settings
+                    .output_dtype
+                    .filter(|_| lanes == 1)
+                    .unwrap_or(first.dtype);
                 let float = dtype.float().unwrap_or(float);
                 let mut info = first.clone();
                 info.dtype = dtype;
@@ -431,7 +548,10 @@ impl<'a> Planner<'a> {
             None => {
                 if action.is_some() {
                     return Err(SnapshotError::Settings {
-                        what: format!("a rule asks for the mean of `{name}`, but {} cannot be averaged", first.dtype),
+                        what: format!(
+                            "a rule asks for the mean of `{name}`, but {} cannot be averaged",
+                            first.dtype
+                        ),
                     });
                 }
                 if !self.nothing_averaged {
@@ -439,7 +559,9 @@ impl<'a> Planner<'a> {
                         if std::ptr::eq(input, reference) {
                             continue;
                         }
-                        if let Some(byte) = first_difference((reference, name), (input, name), first.bytes())? {
+                        if let Some(byte) =
+                            first_difference((reference, name), (input, name), first.bytes())?
+                        {
                             self.problems.push(Problem::Disagree {
                                 tensor: name.to_owned(),
                                 dtype: first.dtype,
@@ -460,7 +582,10 @@ impl<'a> Planner<'a> {
         match self.inputs[input].tensor(name) {
             Some((_, tensor)) => self.kinds.push((tensor.clone(), Kind::Copy(Some(input)))),
             None => {
-                let reference = self.inputs.iter().find(|other| other.tensor(name).is_some());
+                let reference = self
+                    .inputs
+                    .iter()
+                    .find(|other| other.tensor(name).is_some());
                 self.problems.push(Problem::Missing {
                     tensor: name.to_owned(),
                     snapshot: self.inputs[input].location(),
@@ -475,10 +600,19 @@ impl<'a> Planner<'a> {
     fn present(&mut self, name: &str) -> Option<(&'a Snapshot, &'a TensorInfo)> {
         let inputs = self.inputs;
         let reference = inputs.iter().find(|input| input.tensor(name).is_some())?;
-        let missing: Vec<_> = inputs.iter().filter(|input| input.tensor(name).is_none()).collect();
+        let missing: Vec<_> = inputs
+            .iter()
+            .filter(|input| input.tensor(name).is_none())
+            .collect();
         for input in &missing {
-            let tied = input.config.as_ref().and_then(|config| config.get("tie_word_embeddings")?.as_bool()) == Some(true);
-            let hint = if tied && (name.ends_with("lm_head.weight") || name.ends_with("embed_out.weight")) {
+            let tied = input
+                .config
+                .as_ref()
+                .and_then(|config| config.get("tie_word_embeddings")?.as_bool())
+                == Some(true);
+            let hint = if tied
+                && (name.ends_with("lm_head.weight") || name.ends_with("embed_out.weight"))
+            {
                 "; its config ties the head to the embedding, so the others are not tied"
             } else {
                 "; add a rule for it (copy or skip) or leave a snapshot out"
@@ -506,7 +640,12 @@ fn cut(tensors: &[PlannedTensor]) -> Vec<Slice> {
         let mut start = 0;
         while start < length {
             let bytes = step.min(length - start);
-            slices.push(Slice { index: slices.len(), tensor, start, bytes });
+            slices.push(Slice {
+                index: slices.len(),
+                tensor,
+                start,
+                bytes,
+            });
             start += bytes;
         }
     }
@@ -527,7 +666,14 @@ fn fingerprint(
             let shards: Vec<_> = input
                 .shards
                 .iter()
-                .map(|shard| (&shard.file.name, shard.file.size, &shard.file.version, digest::of(&shard.header.raw)))
+                .map(|shard| {
+                    (
+                        &shard.file.name,
+                        shard.file.size,
+                        &shard.file.version,
+                        digest::of(&shard.header.raw),
+                    )
+                })
                 .collect();
             (input.location(), shards)
         })
@@ -535,16 +681,37 @@ fn fingerprint(
     let outputs: Vec<_> = outputs
         .iter()
         .map(|output| {
-            let files: BTreeMap<_, _> = output.side_files.iter().map(|(name, bytes)| (name, digest::of(bytes))).collect();
-            let numbers: Vec<_> = output.row.numbers().iter().map(ToString::to_string).collect();
+            let files: BTreeMap<_, _> = output
+                .side_files
+                .iter()
+                .map(|(name, bytes)| (name, digest::of(bytes)))
+                .collect();
+            let numbers: Vec<_> = output
+                .row
+                .numbers()
+                .iter()
+                .map(ToString::to_string)
+                .collect();
             (&output.folder, numbers, output.own_input, files)
         })
         .collect();
     let tensors: Vec<_> = tensors
         .iter()
-        .map(|tensor| (&tensor.info.name, tensor.info.dtype, &tensor.info.shape, format!("{:?}", tensor.kind), tensor.shard, tensor.info.start))
+        .map(|tensor| {
+            (
+                &tensor.info.name,
+                tensor.info.dtype,
+                &tensor.info.shape,
+                format!("{:?}", tensor.kind),
+                tensor.shard,
+                tensor.info.start,
+            )
+        })
         .collect();
-    let shards: Vec<_> = shards.iter().map(|shard| (&shard.file, digest::of(&shard.header))).collect();
+    let shards: Vec<_> = shards
+        .iter()
+        .map(|shard| (&shard.file, digest::of(&shard.header)))
+        .collect();
     let text = serde_json::json!({
         "format": 1, "inputs": inputs, "outputs": outputs, "tensors": tensors, "shards": shards,
         "allow_nonfinite": settings.allow_nonfinite, "digests": settings.digests,
@@ -554,5 +721,8 @@ fn fingerprint(
 
 /// The types that the inputs have for a tensor, in their order.
 pub(crate) fn input_types(inputs: &[Snapshot], name: &str) -> Vec<DType> {
-    inputs.iter().filter_map(|input| input.tensor(name).map(|(_, tensor)| tensor.dtype)).collect()
+    inputs
+        .iter()
+        .filter_map(|input| input.tensor(name).map(|(_, tensor)| tensor.dtype))
+        .collect()
 }

@@ -70,7 +70,9 @@ impl std::str::FromStr for TensorRule {
     /// Reads `PATTERN=mean`, `PATTERN=skip`, `PATTERN=recalibrate` or `PATTERN=copy:K`.
     fn from_str(text: &str) -> Result<Self, SnapshotError> {
         let wrong = || SnapshotError::Settings {
-            what: format!("`{text}` is not a rule: expected PATTERN=mean, PATTERN=skip, PATTERN=recalibrate or PATTERN=copy:K with K from 0"),
+            what: format!(
+                "`{text}` is not a rule: expected PATTERN=mean, PATTERN=skip, PATTERN=recalibrate or PATTERN=copy:K with K from 0"
+            ),
         };
         let (pattern, action) = text.rsplit_once('=').ok_or_else(wrong)?;
         let action = match action.split_once(':') {
@@ -80,7 +82,10 @@ impl std::str::FromStr for TensorRule {
             None if action == "recalibrate" => Action::Recalibrate,
             _ => return Err(wrong()),
         };
-        Ok(Self { pattern: pattern.to_owned(), action })
+        Ok(Self {
+            pattern: pattern.to_owned(),
+            action,
+        })
     }
 }
 
@@ -155,7 +160,9 @@ impl Default for MergeSettings {
 
 /// Threads that a setting of `None` means.
 pub(crate) fn thread_count(threads: Option<usize>) -> usize {
-    threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1)
+    threads
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+        .max(1)
 }
 
 #[cfg(test)]
@@ -165,7 +172,13 @@ mod tests {
     #[test]
     fn rules_read_from_text() {
         let rule: TensorRule = "bn.*=copy:2".parse().unwrap();
-        assert_eq!(rule, TensorRule { pattern: "bn.*".into(), action: Action::Copy(2) });
+        assert_eq!(
+            rule,
+            TensorRule {
+                pattern: "bn.*".into(),
+                action: Action::Copy(2)
+            }
+        );
         assert!("bn.*".parse::<TensorRule>().is_err());
         assert!("bn.*=average".parse::<TensorRule>().is_err());
     }
@@ -180,6 +193,9 @@ mod tests {
         assert_eq!(settings.weights.row(2).unwrap().numbers(), [1, 3]);
         assert!(settings.weights.row(3).is_err());
         let text = serde_json::to_string(&settings).unwrap();
-        assert_eq!(serde_json::from_str::<MergeSettings>(&text).unwrap(), settings);
+        assert_eq!(
+            serde_json::from_str::<MergeSettings>(&text).unwrap(),
+            settings
+        );
     }
 }

@@ -84,12 +84,24 @@ fn parse_index(bytes: &[u8]) -> Result<RawIndex, String> {
     let file: File = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     for (tensor, shard) in &file.weight_map.0 {
         // A name with a slash could lead out of the folder.
-        if shard.is_empty() || shard.contains(['/', '\\']) || shard == ".." || !shard.ends_with(".safetensors") {
-            return Err(format!("tensor `{tensor}` is in `{shard}`, which is not the name of a safetensors file in the same folder"));
+        if shard.is_empty()
+            || shard.contains(['/', '\\'])
+            || shard == ".."
+            || !shard.ends_with(".safetensors")
+        {
+            return Err(format!(
+                "tensor `{tensor}` is in `{shard}`, which is not the name of a safetensors file in the same folder"
+            ));
         }
     }
-    let total_bytes = file.metadata.as_ref().and_then(|metadata| metadata.get("total_size")?.as_u64());
-    Ok(RawIndex { weight_map: file.weight_map.0, total_bytes })
+    let total_bytes = file
+        .metadata
+        .as_ref()
+        .and_then(|metadata| metadata.get("total_size")?.as_u64());
+    Ok(RawIndex {
+        weight_map: file.weight_map.0,
+        total_bytes,
+    })
 }
 
 const INDEX_SUFFIX: &str = ".safetensors.index.json";
@@ -119,17 +131,28 @@ impl Snapshot {
     }
 
     fn list(source: &dyn RangeSource) -> Result<Vec<SourceFile>, SnapshotError> {
-        let mut files = source.list().map_err(|error| SnapshotError::read(source.location(), error))?;
+        let mut files = source
+            .list()
+            .map_err(|error| SnapshotError::read(source.location(), error))?;
         files.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(files)
     }
 
     fn open_folder(path: &SnapshotPath, files: Vec<SourceFile>) -> Result<Self, SnapshotError> {
         let place = path.source.location();
-        let no_snapshot = |what: String| SnapshotError::NoSnapshot { path: place.clone(), what };
-        let indexes: Vec<_> = files.iter().filter(|file| file.name.ends_with(INDEX_SUFFIX)).collect();
-        let weights: Vec<_> =
-            files.iter().filter(|file| file.name.ends_with(".safetensors")).map(|file| file.name.clone()).collect();
+        let no_snapshot = |what: String| SnapshotError::NoSnapshot {
+            path: place.clone(),
+            what,
+        };
+        let indexes: Vec<_> = files
+            .iter()
+            .filter(|file| file.name.ends_with(INDEX_SUFFIX))
+            .collect();
+        let weights: Vec<_> = files
+            .iter()
+            .filter(|file| file.name.ends_with(".safetensors"))
+            .map(|file| file.name.clone())
+            .collect();
         match (indexes.as_slice(), weights.as_slice()) {
             ([index], _) => {
                 let name = index.name.clone();
@@ -157,15 +180,24 @@ impl Snapshot {
         }
     }
 
-    fn open_index(path: &SnapshotPath, index: &str, files: Vec<SourceFile>) -> Result<Self, SnapshotError> {
+    fn open_index(
+        path: &SnapshotPath,
+        index: &str,
+        files: Vec<SourceFile>,
+    ) -> Result<Self, SnapshotError> {
         let source = path.source.as_ref();
-        let invalid = |what: String| SnapshotError::Index { path: join(&source.location(), index), what };
+        let invalid = |what: String| SnapshotError::Index {
+            path: join(&source.location(), index),
+            what,
+        };
         let raw = parse_index(&read_small(source, index, MAX_HEADER_BYTES)?).map_err(invalid)?;
         let names: HashSet<&str> = files.iter().map(|file| file.name.as_str()).collect();
         let mut shards: Vec<String> = Vec::new();
         for (tensor, shard) in &raw.weight_map {
             if !names.contains(shard.as_str()) {
-                return Err(invalid(format!("tensor `{tensor}` is in `{shard}`, which does not exist")));
+                return Err(invalid(format!(
+                    "tensor `{tensor}` is in `{shard}`, which does not exist"
+                )));
             }
             shards.push(shard.clone());
         }
@@ -176,9 +208,14 @@ impl Snapshot {
         }
         let mut snapshot = Self::open_files(path, &shards, files)?;
         for (tensor, shard) in &raw.weight_map {
-            let found = snapshot.by_name.get(tensor).map(|&(position, _)| &snapshot.shards[position].file.name);
+            let found = snapshot
+                .by_name
+                .get(tensor)
+                .map(|&(position, _)| &snapshot.shards[position].file.name);
             if found != Some(shard) {
-                return Err(invalid(format!("tensor `{tensor}` should be in `{shard}`, but is not there")));
+                return Err(invalid(format!(
+                    "tensor `{tensor}` should be in `{shard}`, but is not there"
+                )));
             }
         }
         for shard in &snapshot.shards {
@@ -196,19 +233,30 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    fn open_files(path: &SnapshotPath, names: &[String], listed: Vec<SourceFile>) -> Result<Self, SnapshotError> {
+    fn open_files(
+        path: &SnapshotPath,
+        names: &[String],
+        listed: Vec<SourceFile>,
+    ) -> Result<Self, SnapshotError> {
         let source = path.source.as_ref();
         let mut shards = Vec::with_capacity(names.len());
         let mut by_name = HashMap::new();
         for name in names {
-            let file = source.stat(name).map_err(|error| SnapshotError::read(join(&source.location(), name), error))?;
+            let file = source
+                .stat(name)
+                .map_err(|error| SnapshotError::read(join(&source.location(), name), error))?;
             let header = read_header(source, name)?;
             for (position, tensor) in header.tensors.iter().enumerate() {
-                if let Some((other, _)) = by_name.insert(tensor.name.clone(), (shards.len(), position)) {
+                if let Some((other, _)) =
+                    by_name.insert(tensor.name.clone(), (shards.len(), position))
+                {
                     let other: &Shard = &shards[other];
                     return Err(SnapshotError::Index {
                         path: path.location(),
-                        what: format!("tensor `{}` is both in `{}` and in `{name}`", tensor.name, other.file.name),
+                        what: format!(
+                            "tensor `{}` is both in `{}` and in `{name}`",
+                            tensor.name, other.file.name
+                        ),
                     });
                 }
             }
@@ -219,14 +267,21 @@ impl Snapshot {
                 let bytes = read_small(source, &file.name, 16 << 20)?;
                 let parsed = serde_json::from_slice(&bytes);
                 let place = join(&source.location(), &file.name);
-                Some(parsed.map_err(|source| SnapshotError::Json { path: place, source })?)
+                Some(parsed.map_err(|source| SnapshotError::Json {
+                    path: place,
+                    source,
+                })?)
             }
             None => None,
         };
-        let (weights, side_files): (Vec<_>, Vec<_>) =
-            listed.into_iter().partition(|file| file.name.ends_with(".safetensors"));
-        let stray_files =
-            weights.into_iter().map(|file| file.name).filter(|name| !names.contains(name)).collect();
+        let (weights, side_files): (Vec<_>, Vec<_>) = listed
+            .into_iter()
+            .partition(|file| file.name.ends_with(".safetensors"));
+        let stray_files = weights
+            .into_iter()
+            .map(|file| file.name)
+            .filter(|name| !names.contains(name))
+            .collect();
         Ok(Self {
             path: path.clone(),
             shards,
@@ -269,27 +324,46 @@ impl Snapshot {
     }
 
     /// Reads bytes of a tensor, from `offset` inside it.
-    pub(crate) fn read_tensor(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<(), SnapshotError> {
-        let (shard, tensor) = self
-            .tensor(name)
-            .ok_or_else(|| SnapshotError::Internal { what: format!("tensor `{name}` was planned but is not there") })?;
-        self.read_shard(shard, shard.header.data_start + tensor.start + offset, buffer)
+    pub(crate) fn read_tensor(
+        &self,
+        name: &str,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), SnapshotError> {
+        let (shard, tensor) = self.tensor(name).ok_or_else(|| SnapshotError::Internal {
+            what: format!("tensor `{name}` was planned but is not there"),
+        })?;
+        self.read_shard(
+            shard,
+            shard.header.data_start + tensor.start + offset,
+            buffer,
+        )
     }
 
     /// Reads bytes of a shard; a file that has become shorter is a changed one.
-    pub(crate) fn read_shard(&self, shard: &Shard, offset: u64, buffer: &mut [u8]) -> Result<(), SnapshotError> {
+    pub(crate) fn read_shard(
+        &self,
+        shard: &Shard,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), SnapshotError> {
         let path = || join(&self.source().location(), &shard.file.name);
-        self.source().read_at(&shard.file.name, offset, buffer).map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => SnapshotError::Changed { path: path() },
-            _ => SnapshotError::read(path(), error),
-        })
+        self.source()
+            .read_at(&shard.file.name, offset, buffer)
+            .map_err(|error| match error.kind() {
+                std::io::ErrorKind::UnexpectedEof => SnapshotError::Changed { path: path() },
+                _ => SnapshotError::read(path(), error),
+            })
     }
 
     /// That no shard changed since it was opened.
     pub(crate) fn check_unchanged(&self) -> Result<(), SnapshotError> {
         for shard in &self.shards {
             let path = || join(&self.source().location(), &shard.file.name);
-            let now = self.source().stat(&shard.file.name).map_err(|error| SnapshotError::read(path(), error))?;
+            let now = self
+                .source()
+                .stat(&shard.file.name)
+                .map_err(|error| SnapshotError::read(path(), error))?;
             if now != shard.file {
                 return Err(SnapshotError::Changed { path: path() });
             }

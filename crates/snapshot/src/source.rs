@@ -76,11 +76,17 @@ impl LocalFolder {
     /// A folder; nothing is read yet.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into(), open: Mutex::default() }
+        Self {
+            folder: folder.into(),
+            open: Mutex::default(),
+        }
     }
 
     fn file(&self, name: &str) -> io::Result<Arc<File>> {
-        let mut open = self.open.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut open = self
+            .open
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(file) = open.get(name) {
             return Ok(Arc::clone(file));
         }
@@ -99,7 +105,11 @@ fn stamp(name: String, meta: &std::fs::Metadata) -> SourceFile {
         .ok()
         .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
         .map_or(0, |age| age.as_nanos());
-    SourceFile { name, size: meta.len(), version: format!("mtime-{modified}") }
+    SourceFile {
+        name,
+        size: meta.len(),
+        version: format!("mtime-{modified}"),
+    }
 }
 
 impl RangeSource for LocalFolder {
@@ -112,7 +122,9 @@ impl RangeSource for LocalFolder {
         for entry in std::fs::read_dir(&self.folder)? {
             let entry = entry?;
             // Hub caches hold symbolic links to blobs, so links are followed; a dangling one is no file.
-            let Ok(meta) = std::fs::metadata(entry.path()) else { continue };
+            let Ok(meta) = std::fs::metadata(entry.path()) else {
+                continue;
+            };
             if let (true, Ok(name)) = (meta.is_file(), entry.file_name().into_string()) {
                 files.push(stamp(name, &meta));
             }
@@ -123,7 +135,10 @@ impl RangeSource for LocalFolder {
     fn stat(&self, name: &str) -> io::Result<SourceFile> {
         let meta = std::fs::metadata(self.folder.join(name))?;
         if !meta.is_file() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "not a regular file"));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "not a regular file",
+            ));
         }
         Ok(stamp(name.to_owned(), &meta))
     }
@@ -148,18 +163,25 @@ impl SnapshotPath {
     /// When nothing is there.
     pub fn local(path: impl AsRef<Path>) -> Result<Self, SnapshotError> {
         let path = path.as_ref();
-        let meta = std::fs::metadata(path).map_err(|source| SnapshotError::read(path.display(), source))?;
+        let meta = std::fs::metadata(path)
+            .map_err(|source| SnapshotError::read(path.display(), source))?;
         if meta.is_dir() {
             return Ok(Self::new(Arc::new(LocalFolder::new(path)), None));
         }
-        let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| SnapshotError::Settings {
-            what: format!("`{}` has no file name in UTF-8", path.display()),
-        })?;
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .ok_or_else(|| SnapshotError::Settings {
+                what: format!("`{}` has no file name in UTF-8", path.display()),
+            })?;
         let folder = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        Ok(Self::new(Arc::new(LocalFolder::new(folder)), Some(name.to_owned())))
+        Ok(Self::new(
+            Arc::new(LocalFolder::new(folder)),
+            Some(name.to_owned()),
+        ))
     }
 
     /// A snapshot behind any source: `file` names one file in it, `None` means the whole folder.
@@ -184,13 +206,26 @@ pub(crate) fn join(folder: &str, name: &str) -> String {
 }
 
 /// Reads a small whole file, up to `limit_bytes`.
-pub(crate) fn read_small(source: &dyn RangeSource, name: &str, limit_bytes: u64) -> Result<Vec<u8>, SnapshotError> {
+pub(crate) fn read_small(
+    source: &dyn RangeSource,
+    name: &str,
+    limit_bytes: u64,
+) -> Result<Vec<u8>, SnapshotError> {
     let place = || join(&source.location(), name);
-    let size = source.stat(name).map_err(|error| SnapshotError::read(place(), error))?.size;
+    let size = source
+        .stat(name)
+        .map_err(|error| SnapshotError::read(place(), error))?
+        .size;
     if size > limit_bytes {
-        return Err(SnapshotError::TooLarge { path: place(), size_bytes: size, limit_bytes });
+        return Err(SnapshotError::TooLarge {
+            path: place(),
+            size_bytes: size,
+            limit_bytes,
+        });
     }
     let mut bytes = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
-    source.read_at(name, 0, &mut bytes).map_err(|error| SnapshotError::read(place(), error))?;
+    source
+        .read_at(name, 0, &mut bytes)
+        .map_err(|error| SnapshotError::read(place(), error))?;
     Ok(bytes)
 }

@@ -59,7 +59,10 @@ pub(crate) struct Staging {
 }
 
 fn sibling(target: &Path, ending: &str) -> PathBuf {
-    let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = target
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
     target.with_file_name(format!(".{name}.pmill-{ending}"))
 }
 
@@ -71,7 +74,11 @@ pub(crate) fn staging_folder(target: &Path) -> PathBuf {
 /// The manifest of a target, inside a folder or beside a file.
 pub(crate) fn manifest_path(plan: &MergePlan) -> PathBuf {
     if plan.is_file() {
-        let name = plan.target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = plan
+            .target
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         plan.target.with_file_name(format!("{name}.{MANIFEST}"))
     } else {
         plan.target.join(MANIFEST)
@@ -95,13 +102,26 @@ impl Staging {
         };
         fs::create_dir_all(&root).map_err(write(&root))?;
         let lock_path = root.join("lock");
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(write(&lock_path))?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(write(&lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(SnapshotError::Busy { path: root.display().to_string() }),
+            Err(TryLockError::WouldBlock) => {
+                return Err(SnapshotError::Busy {
+                    path: root.display().to_string(),
+                });
+            }
             Err(TryLockError::Error(error)) => return Err(SnapshotError::write(&lock_path, error)),
         }
-        let (plan_path, log_path, out) = (root.join("plan.json"), root.join("slices.jsonl"), root.join("out"));
+        let (plan_path, log_path, out) = (
+            root.join("plan.json"),
+            root.join("slices.jsonl"),
+            root.join("out"),
+        );
         let same = fs::read(&plan_path)
             .ok()
             .and_then(|bytes| serde_json::from_slice::<PlanFile>(&bytes).ok())
@@ -128,26 +148,54 @@ impl Staging {
             fs::create_dir_all(&folder).map_err(write(&folder))?;
             for shard in &plan.shards {
                 let path = folder.join(format!("{}.part", shard.file));
-                let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(write(&path))?;
+                let file = OpenOptions::new()
+                    .create(true)
+                    .truncate(false)
+                    .write(true)
+                    .open(&path)
+                    .map_err(write(&path))?;
                 file.set_len(shard.bytes).map_err(write(&path))?;
             }
         }
         if !same {
-            let text = serde_json::to_vec(&PlanFile { format: 1, fingerprint: plan.fingerprint })
-                .map_err(|error| SnapshotError::Internal { what: error.to_string() })?;
+            let text = serde_json::to_vec(&PlanFile {
+                format: 1,
+                fingerprint: plan.fingerprint,
+            })
+            .map_err(|error| SnapshotError::Internal {
+                what: error.to_string(),
+            })?;
             fs::write(&plan_path, text).map_err(write(&plan_path))?;
         }
-        let log = OpenOptions::new().create(true).append(true).open(&log_path).map_err(write(&log_path))?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log_path)
+            .map_err(write(&log_path))?;
         // Ends a torn last line, so that the next one stands for itself.
         (&log).write_all(b"\n").map_err(write(&log_path))?;
-        Ok(Self { root, lock, log: Mutex::new(log), open: Mutex::default(), done })
+        Ok(Self {
+            root,
+            lock,
+            log: Mutex::new(log),
+            open: Mutex::default(),
+            done,
+        })
     }
 
     fn part_path(&self, plan: &MergePlan, output: usize, shard: usize) -> PathBuf {
-        self.root.join("out").join(&plan.outputs[output].folder).join(format!("{}.part", plan.shards[shard].file))
+        self.root
+            .join("out")
+            .join(&plan.outputs[output].folder)
+            .join(format!("{}.part", plan.shards[shard].file))
     }
 
-    fn part(&self, plan: &MergePlan, output: usize, shard: usize) -> Result<Arc<File>, SnapshotError> {
+    fn part(
+        &self,
+        plan: &MergePlan,
+        output: usize,
+        shard: usize,
+    ) -> Result<Arc<File>, SnapshotError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = open.get(&(output, shard)) {
             return Ok(Arc::clone(file));
@@ -156,7 +204,11 @@ impl Staging {
             open.clear();
         }
         let path = self.part_path(plan, output, shard);
-        let file = OpenOptions::new().read(true).write(true).open(&path).map_err(|error| SnapshotError::write(&path, error))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|error| SnapshotError::write(&path, error))?;
         let file = Arc::new(file);
         open.insert((output, shard), Arc::clone(&file));
         Ok(file)
@@ -170,14 +222,28 @@ impl Staging {
     }
 
     /// Writes bytes of a slice, from byte `at` of it.
-    pub fn write(&self, plan: &MergePlan, output: usize, slice: &Slice, at: u64, bytes: &[u8]) -> Result<(), SnapshotError> {
+    pub fn write(
+        &self,
+        plan: &MergePlan,
+        output: usize,
+        slice: &Slice,
+        at: u64,
+        bytes: &[u8],
+    ) -> Result<(), SnapshotError> {
         let (shard, offset) = Self::place(plan, slice, at);
         let file = self.part(plan, output, shard)?;
-        file.write_all_at(bytes, offset).map_err(|error| SnapshotError::write(&self.part_path(plan, output, shard), error))
+        file.write_all_at(bytes, offset)
+            .map_err(|error| SnapshotError::write(&self.part_path(plan, output, shard), error))
     }
 
     /// Whether the staged bytes of a slice still have the digests of its record.
-    pub fn verify(&self, plan: &MergePlan, slice: &Slice, record: &Record, buffer: &mut Vec<u8>) -> Result<bool, SnapshotError> {
+    pub fn verify(
+        &self,
+        plan: &MergePlan,
+        slice: &Slice,
+        record: &Record,
+        buffer: &mut Vec<u8>,
+    ) -> Result<bool, SnapshotError> {
         if record.outputs.len() != plan.outputs.len() || record.inputs.len() != plan.inputs.len() {
             return Ok(false);
         }
@@ -186,7 +252,9 @@ impl Staging {
             let mut hasher = blake3::Hasher::new();
             let mut at = 0;
             while at < slice.bytes {
-                let length = buffer.len().min(usize::try_from(slice.bytes - at).unwrap_or(usize::MAX));
+                let length = buffer
+                    .len()
+                    .min(usize::try_from(slice.bytes - at).unwrap_or(usize::MAX));
                 let (shard, offset) = Self::place(plan, slice, at);
                 let file = self.part(plan, output, shard)?;
                 if file.read_exact_at(&mut buffer[..length], offset).is_err() {
@@ -204,16 +272,25 @@ impl Staging {
 
     /// Notes a finished slice. The line may reach the disk before the bytes do: the digests tell.
     pub fn note(&self, record: &Record) -> Result<(), SnapshotError> {
-        let mut line = serde_json::to_vec(record).map_err(|error| SnapshotError::Internal { what: error.to_string() })?;
+        let mut line = serde_json::to_vec(record).map_err(|error| SnapshotError::Internal {
+            what: error.to_string(),
+        })?;
         line.push(b'\n');
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        log.write_all(&line).map_err(|error| SnapshotError::write(&self.root.join("slices.jsonl"), error))
+        log.write_all(&line)
+            .map_err(|error| SnapshotError::write(&self.root.join("slices.jsonl"), error))
     }
 
     /// Asks the system to bring a part's bytes to the disk.
-    pub fn sync_part(&self, plan: &MergePlan, output: usize, shard: usize) -> Result<(), SnapshotError> {
+    pub fn sync_part(
+        &self,
+        plan: &MergePlan,
+        output: usize,
+        shard: usize,
+    ) -> Result<(), SnapshotError> {
         let file = self.part(plan, output, shard)?;
-        file.sync_data().map_err(|error| SnapshotError::write(&self.part_path(plan, output, shard), error))
+        file.sync_data()
+            .map_err(|error| SnapshotError::write(&self.part_path(plan, output, shard), error))
     }
 
     /// Makes the output whole and gives it its name; `manifest` is written beside it.
@@ -235,12 +312,23 @@ impl Staging {
                     file.sync_all().map_err(write(&path))?;
                 }
             }
-            for (name, bytes) in planned.side_files.iter().chain(index.iter().filter(|_| !plan.is_file())) {
+            for (name, bytes) in planned
+                .side_files
+                .iter()
+                .chain(index.iter().filter(|_| !plan.is_file()))
+            {
                 put(&folder.join(name), bytes, sync)?;
             }
         }
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        let manifest_staged = if plan.is_file() { self.root.join("manifest.json") } else { out.join(MANIFEST) };
+        self.open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        let manifest_staged = if plan.is_file() {
+            self.root.join("manifest.json")
+        } else {
+            out.join(MANIFEST)
+        };
         put(&manifest_staged, manifest, sync)?;
         for (output, planned) in plan.outputs.iter().enumerate() {
             for (position, shard) in plan.shards.iter().enumerate() {
@@ -256,11 +344,16 @@ impl Staging {
             sync_folder(&out)?;
         }
         let target = &plan.target;
-        if let Some(parent) = target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        if let Some(parent) = target
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+        {
             fs::create_dir_all(parent).map_err(write(parent))?;
         }
         if is_taken(target) && !plan.settings.overwrite {
-            return Err(SnapshotError::Exists { path: target.display().to_string() });
+            return Err(SnapshotError::Exists {
+                path: target.display().to_string(),
+            });
         }
         let old = sibling(target, "old");
         if plan.is_file() {
@@ -278,7 +371,12 @@ impl Staging {
             fs::rename(&out, target).map_err(write(target))?;
         }
         if sync {
-            sync_folder(target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+            sync_folder(
+                target
+                    .parent()
+                    .filter(|parent| !parent.as_os_str().is_empty())
+                    .unwrap_or(Path::new(".")),
+            )?;
         }
         remove(&old)?;
         self.discard()
@@ -305,7 +403,9 @@ fn put(path: &Path, bytes: &[u8], sync: bool) -> Result<(), SnapshotError> {
 }
 
 fn sync_folder(path: &Path) -> Result<(), SnapshotError> {
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(|error| SnapshotError::write(path, error))
+    File::open(path)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| SnapshotError::write(path, error))
 }
 
 fn remove(path: &Path) -> Result<(), SnapshotError> {

@@ -93,13 +93,23 @@ impl Schedule {
     /// ```
     #[must_use]
     pub fn value(self, full: f64, round: u64, total: u64) -> f64 {
-        let way = if total <= 1 { 0.0 } else { round.min(total - 1) as f64 / (total - 1) as f64 };
+        let way = if total <= 1 {
+            0.0
+        } else {
+            round.min(total - 1) as f64 / (total - 1) as f64
+        };
         match self {
             Self::Fixed => full,
             Self::Linear { last } => full * (1.0 + (last - 1.0) * way),
-            Self::Cosine { last } => full * (last + (1.0 - last) * (1.0 + (std::f64::consts::PI * way).cos()) / 2.0),
+            Self::Cosine { last } => {
+                full * (last + (1.0 - last) * (1.0 + (std::f64::consts::PI * way).cos()) / 2.0)
+            }
             Self::Late { rounds } => {
-                if round + rounds >= total { full } else { 0.0 }
+                if round + rounds >= total {
+                    full
+                } else {
+                    0.0
+                }
             }
         }
     }
@@ -156,7 +166,9 @@ impl Topology {
     /// No agents or more than [`MAX_AGENTS`], numbers out of range, edges that name no agent.
     pub fn matrix(&self, agents: usize, round: u64) -> Result<MixingMatrix, SnapshotError> {
         if agents == 0 || agents > MAX_AGENTS {
-            return Err(wrong(format!("{agents} agents, expected 1 to {MAX_AGENTS}")));
+            return Err(wrong(format!(
+                "{agents} agents, expected 1 to {MAX_AGENTS}"
+            )));
         }
         // Whole-number weights: how often each agent counts in a row.
         let mut counts = vec![vec![0_u64; agents]; agents];
@@ -187,7 +199,9 @@ impl Topology {
             Self::Random { peers, seed } => {
                 let others = agents - 1;
                 if !(0.0..=others as f64).contains(peers) {
-                    return Err(wrong(format!("{peers} random peers, expected 0 to {others}")));
+                    return Err(wrong(format!(
+                        "{peers} random peers, expected 0 to {others}"
+                    )));
                 }
                 let mut random = Random::new(*seed, round);
                 for (agent, row) in counts.iter_mut().enumerate() {
@@ -195,12 +209,16 @@ impl Topology {
                     random.shuffle(&mut list);
                     let more = random.chance(peers.fract());
                     row[agent] = 1;
-                    list.iter().take(peers.floor() as usize + usize::from(more)).for_each(|peer| row[*peer] = 1);
+                    list.iter()
+                        .take(peers.floor() as usize + usize::from(more))
+                        .for_each(|peer| row[*peer] = 1);
                 }
             }
             Self::Matching { probability, seed } => {
                 if !(0.0..=1.0).contains(probability) {
-                    return Err(wrong(format!("a probability of {probability}, expected 0 to 1")));
+                    return Err(wrong(format!(
+                        "a probability of {probability}, expected 0 to 1"
+                    )));
                 }
                 let mut random = Random::new(*seed, round);
                 let mut list: Vec<usize> = (0..agents).collect();
@@ -215,8 +233,16 @@ impl Topology {
             }
             Self::Edges(edges) => return metropolis(agents, edges),
         }
-        let rows = counts.iter().map(|row| Row::relative(&row.iter().map(|count| Weight::from(*count)).collect::<Vec<_>>()));
-        Ok(MixingMatrix { rows: rows.collect::<Result<_, _>>()? })
+        let rows = counts.iter().map(|row| {
+            Row::relative(
+                &row.iter()
+                    .map(|count| Weight::from(*count))
+                    .collect::<Vec<_>>(),
+            )
+        });
+        Ok(MixingMatrix {
+            rows: rows.collect::<Result<_, _>>()?,
+        })
     }
 }
 
@@ -224,7 +250,9 @@ fn metropolis(agents: usize, edges: &[(usize, usize)]) -> Result<MixingMatrix, S
     let mut linked = vec![vec![false; agents]; agents];
     for &(a, b) in edges {
         if a >= agents || b >= agents {
-            return Err(wrong(format!("the edge {a} {b} names an agent beyond the {agents} there are (counted from 0)")));
+            return Err(wrong(format!(
+                "the edge {a} {b} names an agent beyond the {agents} there are (counted from 0)"
+            )));
         }
         if a == b {
             return Err(wrong(format!("the edge {a} {b} links an agent to itself")));
@@ -232,12 +260,16 @@ fn metropolis(agents: usize, edges: &[(usize, usize)]) -> Result<MixingMatrix, S
         linked[a][b] = true;
         linked[b][a] = true;
     }
-    let degrees: Vec<usize> = linked.iter().map(|row| row.iter().filter(|linked| **linked).count()).collect();
+    let degrees: Vec<usize> = linked
+        .iter()
+        .map(|row| row.iter().filter(|linked| **linked).count())
+        .collect();
     let mut rows = Vec::with_capacity(agents);
     for agent in 0..agents {
         // Over the product of the few different denominators of this row, all weights are whole.
-        let shares: Vec<Option<u128>> =
-            (0..agents).map(|peer| linked[agent][peer].then(|| 1 + degrees[agent].max(degrees[peer]) as u128)).collect();
+        let shares: Vec<Option<u128>> = (0..agents)
+            .map(|peer| linked[agent][peer].then(|| 1 + degrees[agent].max(degrees[peer]) as u128))
+            .collect();
         let mut weights = Vec::with_capacity(agents);
         let mut rest = Weight::from(1);
         for share in &shares {
@@ -259,12 +291,19 @@ impl MixingMatrix {
     /// No rows, another number of columns than rows, rows that do not sum to 1.
     pub fn new(entries: &[Vec<Weight>]) -> Result<Self, SnapshotError> {
         if entries.is_empty() || entries.len() > MAX_AGENTS {
-            return Err(wrong(format!("{} rows, expected 1 to {MAX_AGENTS}", entries.len())));
+            return Err(wrong(format!(
+                "{} rows, expected 1 to {MAX_AGENTS}",
+                entries.len()
+            )));
         }
         let mut rows = Vec::with_capacity(entries.len());
         for (agent, row) in entries.iter().enumerate() {
             if row.len() != entries.len() {
-                return Err(wrong(format!("row {agent} has {} entries, expected {}", row.len(), entries.len())));
+                return Err(wrong(format!(
+                    "row {agent} has {} entries, expected {}",
+                    row.len(),
+                    entries.len()
+                )));
             }
             rows.push(Row::fractions(row).map_err(|error| wrong(format!("row {agent}: {error}")))?);
         }
@@ -278,13 +317,18 @@ impl MixingMatrix {
     /// Entries that are no weights, and those of [`MixingMatrix::new`].
     pub fn parse(text: &str) -> Result<Self, SnapshotError> {
         if text.trim_start().starts_with('[') {
-            let entries: Vec<Vec<Weight>> = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+            let entries: Vec<Vec<Weight>> =
+                serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
             return Self::new(&entries);
         }
         let mut entries = Vec::new();
         for (position, line) in text.lines().enumerate() {
             let line = line.split('#').next().unwrap_or_default();
-            let row = line.split([' ', '\t', ',', ';']).filter(|word| !word.is_empty()).map(str::parse).collect::<Result<Vec<Weight>, _>>();
+            let row = line
+                .split([' ', '\t', ',', ';'])
+                .filter(|word| !word.is_empty())
+                .map(str::parse)
+                .collect::<Result<Vec<Weight>, _>>();
             let row = row.map_err(|error| wrong(format!("line {}: {error}", position + 1)))?;
             if !row.is_empty() {
                 entries.push(row);
@@ -310,7 +354,12 @@ impl MixingMatrix {
     #[must_use]
     pub fn peers(&self) -> Vec<Vec<usize>> {
         let of = |(agent, row): (usize, &Row)| {
-            row.numbers().iter().enumerate().filter(|(peer, number)| *peer != agent && **number > 0).map(|(peer, _)| peer).collect()
+            row.numbers()
+                .iter()
+                .enumerate()
+                .filter(|(peer, number)| *peer != agent && **number > 0)
+                .map(|(peer, _)| peer)
+                .collect()
         };
         self.rows.iter().enumerate().map(of).collect()
     }
@@ -318,7 +367,10 @@ impl MixingMatrix {
     /// The entries as doubles.
     #[must_use]
     pub fn entries(&self) -> Vec<Vec<f64>> {
-        self.rows.iter().map(|row| (0..self.len()).map(|peer| row.fraction(peer)).collect()).collect()
+        self.rows
+            .iter()
+            .map(|row| (0..self.len()).map(|peer| row.fraction(peer)).collect())
+            .collect()
     }
 
     /// Checks columns and finds the spectral gap; cubic in the number of agents.
@@ -333,14 +385,29 @@ impl MixingMatrix {
         // W keeps the all-ones vector, so on what is left of the space W acts as P W does, with P the
         // projection off that vector; its spectral radius is the second largest modulus of W.
         let mut rest = entries;
-        let means: Vec<f64> = (0..agents).map(|column| rest.iter().map(|row| row[column]).sum::<f64>() / agents as f64).collect();
-        rest.iter_mut().for_each(|row| row.iter_mut().zip(&means).for_each(|(entry, mean)| *entry -= mean));
+        let means: Vec<f64> = (0..agents)
+            .map(|column| rest.iter().map(|row| row[column]).sum::<f64>() / agents as f64)
+            .collect();
+        rest.iter_mut().for_each(|row| {
+            row.iter_mut()
+                .zip(&means)
+                .for_each(|(entry, mean)| *entry -= mean)
+        });
         let second = spectral_radius(&rest);
         let contraction = doubly_stochastic.then(|| {
-            let transposed: Vec<Vec<f64>> = (0..agents).map(|column| rest.iter().map(|row| row[column]).collect()).collect();
-            spectral_radius(&multiply(&transposed, &rest)).sqrt().min(1.0)
+            let transposed: Vec<Vec<f64>> = (0..agents)
+                .map(|column| rest.iter().map(|row| row[column]).collect())
+                .collect();
+            spectral_radius(&multiply(&transposed, &rest))
+                .sqrt()
+                .min(1.0)
         });
-        MatrixReport { agents, doubly_stochastic, spectral_gap: (1.0 - second).clamp(0.0, 1.0), contraction }
+        MatrixReport {
+            agents,
+            doubly_stochastic,
+            spectral_gap: (1.0 - second).clamp(0.0, 1.0),
+            contraction,
+        }
     }
 }
 
@@ -349,7 +416,9 @@ fn multiply(a: &[Vec<f64>], b: &[Vec<f64>]) -> Vec<Vec<f64>> {
     for (out, row) in product.iter_mut().zip(a) {
         for (factor, other) in row.iter().zip(b) {
             if *factor != 0.0 {
-                out.iter_mut().zip(other).for_each(|(sum, entry)| *sum += factor * entry);
+                out.iter_mut()
+                    .zip(other)
+                    .for_each(|(sum, entry)| *sum += factor * entry);
             }
         }
     }
@@ -362,7 +431,12 @@ fn spectral_radius(matrix: &[Vec<f64>]) -> f64 {
     let mut power = matrix.to_vec();
     let mut log_scale = 0.0; // the power is exp(log_scale) times what is held
     for step in 0..=SQUARINGS {
-        let norm = power.iter().flatten().map(|entry| entry * entry).sum::<f64>().sqrt();
+        let norm = power
+            .iter()
+            .flatten()
+            .map(|entry| entry * entry)
+            .sum::<f64>()
+            .sqrt();
         // The square of a matrix of length 1 is as good as zero: its powers vanish but for rounding.
         if norm < 1e-13 {
             return 0.0;
@@ -397,15 +471,34 @@ mod tests {
         // Two pairs that never meet.
         assert!(gap(&Topology::Edges(vec![(0, 1), (2, 3)]), 4) < 1e-6);
         // A matching alone never reaches agreement among four.
-        assert!(gap(&Topology::Matching { probability: 1.0, seed: 1 }, 4) < 1e-6);
-        assert!(gap(&Topology::Random { peers: 0.0, seed: 1 }, 4) < 1e-6);
+        assert!(
+            gap(
+                &Topology::Matching {
+                    probability: 1.0,
+                    seed: 1
+                },
+                4
+            ) < 1e-6
+        );
+        assert!(
+            gap(
+                &Topology::Random {
+                    peers: 0.0,
+                    seed: 1
+                },
+                4
+            ) < 1e-6
+        );
     }
 
     #[test]
     fn the_exponential_graph_reaches_the_mean_in_log_rounds() {
         let mut product = Topology::Exponential.matrix(8, 0).unwrap().entries();
         for round in 1..3 {
-            product = multiply(&Topology::Exponential.matrix(8, round).unwrap().entries(), &product);
+            product = multiply(
+                &Topology::Exponential.matrix(8, round).unwrap().entries(),
+                &product,
+            );
         }
         assert!(product.iter().flatten().all(|entry| *entry == 0.125));
     }
@@ -424,9 +517,18 @@ mod tests {
 
     #[test]
     fn random_peers_follow_seed_and_round() {
-        let topology = Topology::Random { peers: 1.5, seed: 3 };
-        assert_eq!(topology.matrix(16, 4).unwrap(), topology.matrix(16, 4).unwrap());
-        assert_ne!(topology.matrix(16, 4).unwrap(), topology.matrix(16, 5).unwrap());
+        let topology = Topology::Random {
+            peers: 1.5,
+            seed: 3,
+        };
+        assert_eq!(
+            topology.matrix(16, 4).unwrap(),
+            topology.matrix(16, 4).unwrap()
+        );
+        assert_ne!(
+            topology.matrix(16, 4).unwrap(),
+            topology.matrix(16, 5).unwrap()
+        );
         let mut total = 0;
         for round in 0..200 {
             for peers in topology.matrix(16, round).unwrap().peers() {
@@ -437,7 +539,14 @@ mod tests {
         // 3,200 draws of a mean of 1.5: three standard deviations are 0.027.
         let mean = f64::from(u32::try_from(total).unwrap()) / 3200.0;
         assert!((mean - 1.5).abs() < 0.027, "{mean}");
-        assert!(Topology::Random { peers: 16.0, seed: 0 }.matrix(16, 0).is_err());
+        assert!(
+            Topology::Random {
+                peers: 16.0,
+                seed: 0
+            }
+            .matrix(16, 0)
+            .is_err()
+        );
     }
 
     #[test]
@@ -445,8 +554,13 @@ mod tests {
         let matrix = MixingMatrix::parse("# two agents\n0.5 0.5\n1/3, 2/3\n").unwrap();
         assert_eq!(matrix.row(1).numbers(), [1, 2]);
         assert!(!matrix.report().doubly_stochastic);
-        assert_eq!(matrix, MixingMatrix::parse("[[0.5, 0.5], [\"1/3\", \"2/3\"]]").unwrap());
-        let error = MixingMatrix::parse("0.5 0.5\n0.5 0.6").unwrap_err().to_string();
+        assert_eq!(
+            matrix,
+            MixingMatrix::parse("[[0.5, 0.5], [\"1/3\", \"2/3\"]]").unwrap()
+        );
+        let error = MixingMatrix::parse("0.5 0.5\n0.5 0.6")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("row 1") && error.contains("1.1"), "{error}");
         assert!(MixingMatrix::parse("0.5 0.5").is_err());
         assert!(MixingMatrix::parse("1.5 -0.5\n0 1").is_err());
@@ -455,7 +569,10 @@ mod tests {
 
     #[test]
     fn schedules_start_and_end_where_they_say() {
-        for schedule in [Schedule::Linear { last: 0.25 }, Schedule::Cosine { last: 0.25 }] {
+        for schedule in [
+            Schedule::Linear { last: 0.25 },
+            Schedule::Cosine { last: 0.25 },
+        ] {
             assert_eq!(schedule.value(2.0, 0, 9), 2.0);
             assert!((schedule.value(2.0, 8, 9) - 0.5).abs() < 1e-12);
             assert!((schedule.value(2.0, 4, 9) - 1.25).abs() < 1e-12);

@@ -43,7 +43,10 @@ impl Weight {
             return None;
         }
         let divisor = gcd(numerator, denominator);
-        let weight = Self { numerator: numerator / divisor, denominator: denominator / divisor };
+        let weight = Self {
+            numerator: numerator / divisor,
+            denominator: denominator / divisor,
+        };
         (weight.numerator <= LIMIT && weight.denominator <= LIMIT).then_some(weight)
     }
 
@@ -64,7 +67,9 @@ impl Weight {
         let divisor = gcd(self.denominator, other.denominator);
         let denominator = self.denominator.checked_mul(other.denominator / divisor)?;
         let left = self.numerator.checked_mul(denominator / self.denominator)?;
-        let right = other.numerator.checked_mul(denominator / other.denominator)?;
+        let right = other
+            .numerator
+            .checked_mul(denominator / other.denominator)?;
         Self::ratio(left.checked_sub(right)?, denominator)
     }
 
@@ -114,7 +119,10 @@ impl FromStr for Weight {
 
 impl From<u64> for Weight {
     fn from(number: u64) -> Self {
-        Self { numerator: u128::from(number), denominator: 1 }
+        Self {
+            numerator: u128::from(number),
+            denominator: 1,
+        }
     }
 }
 
@@ -129,7 +137,11 @@ impl TryFrom<f64> for Weight {
 
 impl std::fmt::Display for Weight {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.denominator == 1 { write!(f, "{}", self.numerator) } else { write!(f, "{}/{}", self.numerator, self.denominator) }
+        if self.denominator == 1 {
+            write!(f, "{}", self.numerator)
+        } else {
+            write!(f, "{}/{}", self.numerator, self.denominator)
+        }
     }
 }
 
@@ -168,7 +180,10 @@ impl Row {
     /// Every input alike.
     #[must_use]
     pub fn uniform(inputs: usize) -> Self {
-        Self { numbers: vec![1; inputs], total: inputs as u128 }
+        Self {
+            numbers: vec![1; inputs],
+            total: inputs as u128,
+        }
     }
 
     /// In proportion to the weights, whatever their sum.
@@ -176,23 +191,35 @@ impl Row {
     /// # Errors
     /// All weights zero, or a common denominator beyond 2^120.
     pub fn relative(weights: &[Weight]) -> Result<Self, SnapshotError> {
-        let long = || SnapshotError::Settings { what: "the weights have too many digits for one exact total".to_owned() };
+        let long = || SnapshotError::Settings {
+            what: "the weights have too many digits for one exact total".to_owned(),
+        };
         let mut denominator = 1_u128;
         for weight in weights {
             let factor = weight.denominator / gcd(denominator, weight.denominator);
-            denominator = denominator.checked_mul(factor).filter(|d| *d <= LIMIT).ok_or_else(long)?;
+            denominator = denominator
+                .checked_mul(factor)
+                .filter(|d| *d <= LIMIT)
+                .ok_or_else(long)?;
         }
         let mut numbers = Vec::with_capacity(weights.len());
         let mut total = 0_u128;
         for weight in weights {
-            let number = weight.numerator.checked_mul(denominator / weight.denominator).ok_or_else(long)?;
+            let number = weight
+                .numerator
+                .checked_mul(denominator / weight.denominator)
+                .ok_or_else(long)?;
             total = total.checked_add(number).ok_or_else(long)?;
             numbers.push(number);
         }
         if total == 0 {
-            return Err(SnapshotError::Settings { what: "all weights are zero".to_owned() });
+            return Err(SnapshotError::Settings {
+                what: "all weights are zero".to_owned(),
+            });
         }
-        let divisor = numbers.iter().fold(0, |divisor, &number| gcd(divisor, number));
+        let divisor = numbers
+            .iter()
+            .fold(0, |divisor, &number| gcd(divisor, number));
         numbers.iter_mut().for_each(|number| *number /= divisor);
         let total = total / divisor;
         if total > LIMIT {
@@ -209,7 +236,9 @@ impl Row {
         let sum: f64 = weights.iter().map(|weight| weight.to_f64()).sum();
         if (sum - 1.0).abs() > SUM_TOLERANCE {
             return Err(SnapshotError::Settings {
-                what: format!("the weights sum to {sum}, expected 1; give fractions of 1, or ask for weights by examples"),
+                what: format!(
+                    "the weights sum to {sum}, expected 1; give fractions of 1, or ask for weights by examples"
+                ),
             });
         }
         Self::relative(weights)
@@ -254,20 +283,32 @@ mod tests {
         assert_eq!((row.numbers(), row.total()), (&[1, 2, 7][..], 10));
         let row = Row::relative(&weights(&["1000", "500", "0"])).unwrap();
         assert_eq!((row.numbers(), row.total()), (&[2, 1, 0][..], 3));
-        assert_eq!(Row::fractions(&weights(&["1/3", "1/3", "1/3"])).unwrap(), Row::uniform(3));
-        assert_eq!(Row::fractions(&weights(&["0", "1.0"])).unwrap().only(), Some(1));
+        assert_eq!(
+            Row::fractions(&weights(&["1/3", "1/3", "1/3"])).unwrap(),
+            Row::uniform(3)
+        );
+        assert_eq!(
+            Row::fractions(&weights(&["0", "1.0"])).unwrap().only(),
+            Some(1)
+        );
     }
 
     #[test]
     fn long_decimals_of_a_softmax_are_exact() {
-        let row = Row::fractions(&weights(&["0.0012345678901234567", "0.9987654321098765433"])).unwrap();
+        let row = Row::fractions(&weights(&[
+            "0.0012345678901234567",
+            "0.9987654321098765433",
+        ]))
+        .unwrap();
         assert_eq!(row.numbers()[0], 12_345_678_901_234_567);
         assert_eq!(row.total(), 10_u128.pow(19));
     }
 
     #[test]
     fn sums_other_than_one_are_refused() {
-        let error = Row::fractions(&weights(&["0.5", "0.6"])).unwrap_err().to_string();
+        let error = Row::fractions(&weights(&["0.5", "0.6"]))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("1.1"), "{error}");
         assert!(Row::relative(&weights(&["0", "0"])).is_err());
     }
