@@ -13,11 +13,11 @@ use crate::distance_report::{self, DistanceReport};
 use crate::dtype::Float;
 use crate::error::{Problem, SnapshotError};
 use crate::exact::{Value, decode, read_bits};
-use crate::kernel::{self, Lane};
 use crate::merge::{OnProgress, Progress};
 use crate::settings::thread_count;
 use crate::snapshot::Snapshot;
 use crate::source::SnapshotPath;
+use crate::vector::{self, Lane};
 use pulp::Arch;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -341,7 +341,7 @@ impl<'a> Worker<'a> {
                 buffer.resize(step * float.bytes(), 0);
                 let bytes = &mut buffer[..elements * float.bytes()];
                 input.read_tensor(name, (first + at) * float.bytes() as u64, bytes)?;
-                if kernel::has_nonfinite(self.arch, *float, bytes) {
+                if vector::has_nonfinite(self.arch, *float, bytes) {
                     return Err(nonfinite(input, name, *float, first + at, bytes));
                 }
             }
@@ -355,7 +355,7 @@ impl<'a> Worker<'a> {
                         float: *float,
                     };
                     let block = &mut self.values[position * BLOCK..position * BLOCK + length];
-                    kernel::decode_into(self.arch, lane, start, block);
+                    vector::decode_into(self.arch, lane, start, block);
                 }
                 let finite = self.arch.dispatch(Accumulate {
                     values: &mut self.values,

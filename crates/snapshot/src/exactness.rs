@@ -5,7 +5,8 @@
 //! output format by searching the ordered list of all its values, multiplied by the total weight.
 
 use crate::dtype::Float;
-use crate::kernel::{Kernel, Lane, Weights};
+use crate::kernel::{Kernel, Weights};
+use crate::vector::Lane;
 use crate::weights::{Row, Weight};
 use num_bigint::BigInt;
 use num_traits::{Signed, Zero};

@@ -8,7 +8,8 @@ use crate::dtype::DType;
 use crate::error::Problem;
 use crate::header::TensorInfo;
 use crate::layout::pretty;
-use crate::plan::{Kind, input_types};
+use crate::plan::Kind;
+use crate::resolve::input_types;
 use crate::snapshot::Snapshot;
 use serde_json::{Map, Value};
 

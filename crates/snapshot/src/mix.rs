@@ -5,11 +5,11 @@
 
 use crate::error::SnapshotError;
 use crate::manifest::MergeReport;
+use crate::matrix::MixingMatrix;
 use crate::merge::{OnProgress, merge};
 use crate::plan::{MergePlan, plan_rows};
 use crate::settings::{MergeSettings, Weights};
 use crate::source::SnapshotPath;
-use crate::topology::MixingMatrix;
 use crate::weights::Row;
 use std::path::Path;
 

@@ -6,5 +6,6 @@ mod failures;
 mod mixing;
 mod mutated;
 mod real_files;
+mod refusals;
 mod restart;
 mod support;
