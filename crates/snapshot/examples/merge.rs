@@ -1,8 +1,9 @@
-//! Merges the snapshots given and prints the report: what benchmarks run.
+//! Merges (or compares) the snapshots given and prints what it took: what benchmarks run.
 //!
-//! `merge OUTPUT SNAPSHOT... [--threads N] [--no-sync] [--no-digests] [--settings JSON]`
+//! `merge OUTPUT SNAPSHOT... [--threads N] [--no-sync] [--no-digests] [--settings JSON]`, and
+//! `merge --distance SNAPSHOT... [--threads N]`.
 
-use pmill_snapshot::{MergeSettings, SnapshotPath, merge, plan_merge};
+use pmill_snapshot::{DistanceSettings, MergeSettings, SnapshotPath, distance, merge, plan_merge};
 use std::path::PathBuf;
 
 #[expect(clippy::print_stdout, reason = "the report is this program's result")]
@@ -12,6 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ..MergeSettings::default()
     };
     let mut places = Vec::new();
+    let mut compare = false;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -23,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                         .parse()?,
                 )
             }
+            "--distance" => compare = true,
             "--no-sync" => settings.sync = false,
             "--no-digests" => settings.digests = false,
             "--settings" => {
@@ -30,6 +33,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
             _ => places.push(argument),
         }
+    }
+    if compare {
+        let started = std::time::Instant::now();
+        let inputs = places
+            .iter()
+            .map(SnapshotPath::local)
+            .collect::<Result<Vec<_>, _>>()?;
+        let settings = DistanceSettings {
+            threads: settings.threads,
+            ..DistanceSettings::default()
+        };
+        let report = distance(&inputs, &settings, &|_| true)?;
+        println!("{}{:.3} s", report.text(), started.elapsed().as_secs_f64());
+        return Ok(());
     }
     let (output, inputs) = places
         .split_first()

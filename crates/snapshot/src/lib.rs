@@ -33,6 +33,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod checks;
+mod collect;
 mod digest;
 mod distance;
 mod distance_report;

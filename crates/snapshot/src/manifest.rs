@@ -1,11 +1,12 @@
 //! What a merge leaves beside its weights, and what it reports.
 
+use crate::collect::Collected;
 use crate::digest::{self, Digest};
 use crate::dtype::DType;
 use crate::error::SnapshotError;
-use crate::plan::{Kind, MergePlan, PlannedTensor};
+use crate::plan::MergePlan;
 use crate::settings::TensorRule;
-use crate::staging::{self, Record};
+use crate::staging;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -75,94 +76,63 @@ pub struct MergeReport {
     pub seconds: f64,
 }
 
-pub(crate) fn report(plan: &MergePlan, records: &[Record]) -> MergeReport {
-    let count = plan.tensors.len();
-    let mut by_tensor: Vec<Vec<&Record>> = vec![Vec::new(); count];
-    for (slice, record) in plan.slices.iter().zip(records) {
-        by_tensor[slice.tensor].push(record);
-    }
-    let inputs = plan
-        .inputs
-        .iter()
-        .enumerate()
-        .map(|(position, input)| {
-            let tensors: Option<Vec<_>> = plan
-                .tensors
+pub(crate) fn report(plan: &MergePlan, collected: &Collected) -> MergeReport {
+    let named = || plan.tensors.iter().zip(&collected.tensors);
+    let inputs = plan.inputs.iter().enumerate().map(|(position, input)| {
+        let tensors: Option<Vec<_>> = named()
+            .map(|(planned, digests)| {
+                let (_, tensor) = input.tensor(&planned.info.name)?;
+                let shape = tensor.shape.as_slice();
+                Some((
+                    tensor.name.as_str(),
+                    tensor.dtype,
+                    shape,
+                    digests.inputs[position]?,
+                ))
+            })
+            .collect();
+        // Tensors that were left out were not read, so there is no digest of the whole.
+        let digest = tensors
+            .filter(|tensors| tensors.len() == input.tensors().count())
+            .map(|tensors| digest::of_tensors(tensors.into_iter()));
+        let sizes = input
+            .shards
+            .iter()
+            .map(|shard| (shard.file.name.clone(), shard.file.size));
+        InputRecord {
+            location: input.location(),
+            digest,
+            files: sizes.collect(),
+        }
+    });
+    let inputs = inputs.collect();
+    let outputs = plan.outputs.iter().enumerate().map(|(position, output)| {
+        let total = output.row.total();
+        let tensors = named().map(|(planned, digests)| {
+            let info = &planned.info;
+            (
+                info.name.as_str(),
+                info.dtype,
+                info.shape.as_slice(),
+                digests.outputs[position],
+            )
+        });
+        OutputRecord {
+            folder: output.folder.clone(),
+            weights: output
+                .row
+                .numbers()
                 .iter()
-                .zip(&by_tensor)
-                .map(|(planned, records)| {
-                    let slices: Option<Vec<Digest>> = records
-                        .iter()
-                        .map(|record| record.inputs[position])
-                        .collect();
-                    let (_, tensor) = input.tensor(&planned.info.name)?;
-                    let digest = tensor_digest(planned, &slices?);
-                    Some((
-                        tensor.name.as_str(),
-                        tensor.dtype,
-                        tensor.shape.as_slice(),
-                        digest,
-                    ))
-                })
-                .collect();
-            // Tensors that were left out were not read, so there is no digest of the whole.
-            let digest = tensors
-                .filter(|tensors| plan.settings.digests && tensors.len() == input.tensors().count())
-                .map(|tensors| digest::of_tensors(tensors.into_iter()));
-            let files = input
-                .shards
-                .iter()
-                .map(|shard| (shard.file.name.clone(), shard.file.size))
-                .collect();
-            InputRecord {
-                location: input.location(),
-                digest,
-                files,
-            }
-        })
-        .collect();
-    let outputs = plan
-        .outputs
-        .iter()
-        .enumerate()
-        .map(|(position, output)| {
-            let digests: Vec<Digest> = plan
-                .tensors
-                .iter()
-                .zip(&by_tensor)
-                .map(|(planned, records)| {
-                    let of = |record: &&Record| {
-                        *record
-                            .whole
-                            .get(position)
-                            .unwrap_or(&record.outputs[position])
-                    };
-                    tensor_digest(planned, &records.iter().map(of).collect::<Vec<_>>())
-                })
-                .collect();
-            let named = plan.tensors.iter().zip(&digests);
-            OutputRecord {
-                folder: output.folder.clone(),
-                weights: output
-                    .row
-                    .numbers()
-                    .iter()
-                    .map(|number| format!("{number}/{}", output.row.total()))
-                    .collect(),
-                digest: digest::of_tensors(named.clone().map(|(t, digest)| {
-                    (
-                        t.info.name.as_str(),
-                        t.info.dtype,
-                        t.info.shape.as_slice(),
-                        *digest,
-                    )
-                })),
-                tensors: named
-                    .map(|(t, digest)| (t.info.name.clone(), *digest))
-                    .collect(),
-            }
-        })
-        .collect();
+                .map(|number| format!("{number}/{total}"))
+                .collect(),
+            tensors: tensors
+                .clone()
+                .map(|(name, _, _, digest)| (name.to_owned(), digest))
+                .collect(),
+            digest: digest::of_tensors(tensors),
+        }
+    });
+    let outputs = outputs.collect();
     MergeReport {
         format: "pmill-merge/1".to_owned(),
         program: concat!("pmill ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -173,8 +143,8 @@ pub(crate) fn report(plan: &MergePlan, records: &[Record]) -> MergeReport {
         output_dtype: plan.settings.output_dtype,
         recalibrate: plan.recalibrate.clone(),
         skipped: plan.skipped.clone(),
-        nonfinite_values: records.iter().map(|record| record.nonfinite).sum(),
-        exact_elements: records.iter().map(|record| record.exact).sum(),
+        nonfinite_values: collected.nonfinite,
+        exact_elements: collected.exact,
         target: plan.target.display().to_string(),
         warnings: plan.warnings.clone(),
         bytes: (
@@ -183,14 +153,6 @@ pub(crate) fn report(plan: &MergePlan, records: &[Record]) -> MergeReport {
         ),
         resumed_slices: 0,
         seconds: 0.0,
-    }
-}
-
-/// A stacked tensor is one slice of any length, whose record holds the digest of the whole tensor.
-fn tensor_digest(planned: &PlannedTensor, slices: &[Digest]) -> Digest {
-    match (&planned.kind, slices) {
-        (Kind::Stack { .. }, [whole]) => *whole,
-        _ => digest::of_slices(slices),
     }
 }
 

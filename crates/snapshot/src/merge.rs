@@ -4,6 +4,7 @@
 //! writes it; workers share nothing but the number of the next slice. Held: for each worker a piece of every
 //! input and output.
 
+use crate::collect::Collector;
 use crate::error::SnapshotError;
 use crate::kernel::Weights;
 use crate::manifest::{self, MergeReport};
@@ -58,7 +59,7 @@ pub fn merge(plan: &MergePlan, on_progress: OnProgress<'_>) -> Result<MergeRepor
         stopped: AtomicBool::new(false),
         done_bytes: AtomicU64::new(0),
         resumed: AtomicUsize::new(0),
-        records: Mutex::new(vec![None; plan.slices.len()]),
+        collector: Mutex::new(Collector::new(plan)),
         failure: Mutex::new(None),
         on_progress,
     };
@@ -93,7 +94,7 @@ pub fn merge(plan: &MergePlan, on_progress: OnProgress<'_>) -> Result<MergeRepor
     });
     let Run {
         failure,
-        records,
+        collector,
         resumed,
         ..
     } = run;
@@ -110,15 +111,11 @@ pub fn merge(plan: &MergePlan, on_progress: OnProgress<'_>) -> Result<MergeRepor
     for input in &plan.inputs {
         input.check_unchanged()?;
     }
-    let records: Option<Vec<Record>> = records
+    let collected = collector
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner)
-        .into_iter()
-        .collect();
-    let records = records.ok_or_else(|| SnapshotError::Internal {
-        what: "a slice was neither done nor failed".to_owned(),
-    })?;
-    let mut report = manifest::report(plan, &records);
+        .finish()?;
+    let mut report = manifest::report(plan, &collected);
     let text = manifest::manifest(plan, &report)?;
     staging.publish(plan, &text)?;
     report.resumed_slices = resumed.into_inner();
@@ -137,7 +134,7 @@ struct Run<'a> {
     stopped: AtomicBool,
     done_bytes: AtomicU64,
     resumed: AtomicUsize,
-    records: Mutex<Vec<Option<Record>>>,
+    collector: Mutex<Collector<'a>>,
     failure: Mutex<Option<(usize, SnapshotError)>>,
     on_progress: OnProgress<'a>,
 }
@@ -155,8 +152,10 @@ impl Run<'_> {
             }
             match self.slice(&mut worker, slice) {
                 Ok(record) => {
-                    self.records.lock().unwrap_or_else(PoisonError::into_inner)[index] =
-                        Some(record);
+                    self.collector
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .put(record);
                     let done_bytes =
                         self.done_bytes.fetch_add(slice.bytes, Ordering::Relaxed) + slice.bytes;
                     if done_bytes / SYNC_BYTES != (done_bytes - slice.bytes) / SYNC_BYTES {
@@ -186,13 +185,13 @@ impl Run<'_> {
     }
 
     fn slice(&self, worker: &mut Worker<'_>, slice: &Slice) -> Result<Record, SnapshotError> {
-        if let Some(record) = self.staging.done.get(&slice.index)
+        if let Some(record) = self.staging.earlier(slice.index)
             && self
                 .staging
-                .verify(self.plan, slice, record, &mut worker.copy)?
+                .verify(self.plan, slice, &record, &mut worker.copy)?
         {
             self.resumed.fetch_add(1, Ordering::Relaxed);
-            return Ok(record.clone());
+            return Ok(record);
         }
         let record = worker.slice(slice, &mut |output, at, bytes| {
             self.staging.write(self.plan, output, slice, at, bytes)

@@ -54,8 +54,9 @@ pub(crate) struct Staging {
     lock: File,
     log: Mutex<File>,
     open: Mutex<HashMap<(usize, usize), Arc<File>>>,
-    /// Slices that an earlier run finished; their bytes are still to be compared with their digests.
-    pub done: HashMap<usize, Record>,
+    /// Slices that an earlier run finished: where their records lie in the log.
+    done: HashMap<usize, (u64, usize)>,
+    log_reader: Option<File>,
 }
 
 fn sibling(target: &Path, ending: &str) -> PathBuf {
@@ -127,14 +128,22 @@ impl Staging {
             .and_then(|bytes| serde_json::from_slice::<PlanFile>(&bytes).ok())
             .is_some_and(|file| file.format == 1 && file.fingerprint == plan.fingerprint);
         let mut done = HashMap::new();
+        let mut log_reader = None;
         if same && out.is_dir() {
             if let Ok(log) = File::open(&log_path) {
                 // The last line may be torn; a slice without a whole line is done again.
-                for line in BufReader::new(log).lines().map_while(Result::ok) {
-                    if let Ok(record) = serde_json::from_str::<Record>(&line) {
-                        done.insert(record.slice, record);
+                let (mut reader, mut line, mut at) = (BufReader::new(&log), Vec::new(), 0);
+                while reader
+                    .read_until(b'\n', &mut line)
+                    .is_ok_and(|length| length > 0)
+                {
+                    if let Ok(record) = serde_json::from_slice::<Record>(&line) {
+                        done.insert(record.slice, (at, line.len()));
                     }
+                    at += line.len() as u64;
+                    line.clear();
                 }
+                log_reader = Some(log);
             }
         } else {
             let _ = fs::remove_file(&plan_path);
@@ -180,7 +189,19 @@ impl Staging {
             log: Mutex::new(log),
             open: Mutex::default(),
             done,
+            log_reader,
         })
+    }
+
+    /// What an earlier run noted of a slice; its bytes are still to be compared with the digests.
+    pub fn earlier(&self, slice: usize) -> Option<Record> {
+        let &(at, length) = self.done.get(&slice)?;
+        let mut line = vec![0; length];
+        self.log_reader
+            .as_ref()?
+            .read_exact_at(&mut line, at)
+            .ok()?;
+        serde_json::from_slice(&line).ok()
     }
 
     fn part_path(&self, plan: &MergePlan, output: usize, shard: usize) -> PathBuf {

@@ -315,6 +315,13 @@ impl<'a> Worker<'a> {
                         value: nonfinite_value(snapshot, &info.name, element as u64)?,
                     });
                 }
+                if let (Some(element), false) = (seen.overflow, plan.settings.allow_nonfinite) {
+                    return Err(SnapshotError::Overflow {
+                        tensor: info.name.clone(),
+                        index: element as u64,
+                        dtype: info.dtype,
+                    });
+                }
                 record.nonfinite += seen.nonfinite_count;
                 record.exact += seen.exact_count;
                 scaled.push((block, shape[1] as usize * out.bytes()));
