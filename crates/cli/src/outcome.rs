@@ -62,7 +62,7 @@ impl From<std::io::Error> for Failure {
 }
 
 /// An error with its causes on one line, each said once.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
