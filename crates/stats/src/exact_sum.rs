@@ -41,9 +41,10 @@ impl ExactSum {
             (fraction | 1 << 52, stored_exponent)
         };
         let place = exponent >> 5;
-        let shifted = u128::from(mantissa) << (exponent & 31);
-        let low = (shifted as u64 & 0xffff_ffff) as i64;
-        let high = (shifted >> 32) as i64;
+        let shift = exponent & 31;
+        // Bits that leave the word on the left belong to `high`.
+        let low = ((mantissa << shift) & 0xffff_ffff) as i64;
+        let high = (mantissa >> (32 - shift)) as i64;
         if bits >> 63 == 0 {
             self.digits[place] += low;
             self.digits[place + 1] += high;

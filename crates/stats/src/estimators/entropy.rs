@@ -104,13 +104,13 @@ impl Estimator for Entropy {
             Counts::Floats(counts) => {
                 for count in counts {
                     // A whole number survives the way to integer and back; negatives and NaN do not.
-                    let whole = *count as u64;
-                    if whole as f64 != *count || whole >= 1 << 53 {
+                    let whole = *count as i64;
+                    if whole as f64 != *count || !(0..1 << 53).contains(&whole) {
                         self.add_float(*count);
-                    } else if whole < SMALL as u64 {
+                    } else if whole < SMALL as i64 {
                         self.add_small(whole as usize);
                     } else {
-                        self.add_large(whole);
+                        self.add_large(whole as u64);
                     }
                 }
             }

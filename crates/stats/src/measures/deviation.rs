@@ -54,21 +54,10 @@ pub(crate) fn relative_entropy_term(u: f64) -> f64 {
     }
     if u.abs() < 0.125 {
         // With s = u / (2 + u), ln(1 + u) = 2 artanh(s), and the linear parts leave u·s exactly:
-        // h = u s + 2 (1 + u) (s³/3 + s⁵/5 + …). Here s² < 0.0051, so eight terms reach the last bit.
+        // h = u s + 2 (1 + u) (s³/3 + s⁵/5 + …). Here s² < 0.0051, so that series is short.
         let s = u / (2.0 + u);
         let square = s * s;
-        let mut series = 1.0 / 17.0;
-        for reciprocal in [
-            1.0 / 15.0,
-            1.0 / 13.0,
-            1.0 / 11.0,
-            1.0 / 9.0,
-            1.0 / 7.0,
-            1.0 / 5.0,
-            1.0 / 3.0,
-        ] {
-            series = series * square + reciprocal;
-        }
+        let series = super::artanh_series(square);
         return u * s + 2.0 * (1.0 + u) * (s * square) * series;
     }
     (1.0 + u) * u.ln_1p() - u
