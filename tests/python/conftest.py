@@ -83,3 +83,11 @@ def sample(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample") / "corpus"
     pmill.run("sample-corpus", "--output", folder, "--rows", 20000)
     return folder
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory):
+    """650,000 captions in 64 files: three units within 68 MiB and two threads."""
+    folder = tmp_path_factory.mktemp("large") / "corpus"
+    pmill.run("sample-corpus", "--output", folder, "--rows", 650_000, "--files", 64)
+    return folder

@@ -124,7 +124,7 @@ def test_the_same_score_twice_changes_nothing_and_another_replaces_it(captions):
     "flags, words",
     [
         (["--measure", "pnmi"], ["no measure `pnmi`", "did you mean"]),
-        (["--base", "7"], ["`7` is not a base", "e, 2 or 10"]),
+        (["--base", "1"], ["`1` is not a base", "e, 2 or 10"]),
         (["--min-pair-count", "-1"], ["must be 0 or more"]),
         (["--measure", "pmi,pmi"], ["measure `pmi` is named twice"]),
         (["--measure", "sppmi(shift)"], ["is not parameter=value"]),
