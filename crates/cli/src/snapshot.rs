@@ -1,15 +1,15 @@
 //! `pmill snapshot inspect|merge|distance|interpolate|mix`: flags around the library, nothing more.
 
 use clap::{Args, Subcommand, ValueEnum};
-use pmill_snapshot::{
-    DType, DistanceSettings, ErrorKind, InspectSettings, LowRank, MatrixReport, MergePlan, MergeReport,
-    MergeSettings, MixingMatrix, OnProgress, Points, Progress, Schedule, SnapshotError,
-    SnapshotPath, TensorRule, Topology, Weight, Weights, distance, inspect_with, merge,
-    plan_interpolate, plan_merge, plan_mix,
-};
 use pmill_engine::Kind;
 use pmill_engine::memory::ByteSize;
 use pmill_engine::progress::{Progress as _, Unit};
+use pmill_snapshot::{
+    DType, DistanceSettings, ErrorKind, InspectSettings, LowRank, MatrixReport, MergePlan,
+    MergeReport, MergeSettings, MixingMatrix, OnProgress, Points, Progress, Schedule,
+    SnapshotError, SnapshotPath, TensorRule, Topology, Weight, Weights, distance, inspect_with,
+    merge, plan_interpolate, plan_merge, plan_mix,
+};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -299,9 +299,15 @@ impl SnapshotArgs {
         let result = run(&self, global.json, &on_progress);
         bar.clear();
         Ok(match result? {
-            Value::String(text) if self.writes() => Output::Summary { json: Value::Null, text },
+            Value::String(text) if self.writes() => Output::Summary {
+                json: Value::Null,
+                text,
+            },
             Value::String(text) => Output::Bytes(text.into_bytes()),
-            json => Output::Summary { json, text: String::new() },
+            json => Output::Summary {
+                json,
+                text: String::new(),
+            },
         })
     }
 

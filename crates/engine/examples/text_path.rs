@@ -12,7 +12,8 @@ use pmill_engine::memory::ByteSize;
 use pmill_engine::scan::{CorpusFile, Scanner};
 use pmill_engine::session::Session;
 use pmill_engine::text::{
-    Dictionary, DictionaryBuilder, FeatureExtractor, FeatureSpec, IdEncoder, Vocabulary, VocabularyRule,
+    Dictionary, DictionaryBuilder, FeatureExtractor, FeatureSpec, IdEncoder, Vocabulary,
+    VocabularyRule,
 };
 use pmill_engine::{EngineError, input};
 
@@ -23,12 +24,18 @@ struct Bytes(u64);
 impl RowReceiver for Bytes {
     type Error = EngineError;
 
-    fn texts<'a>(&mut self, rows: &mut dyn Iterator<Item = Option<&'a str>>) -> Result<(), EngineError> {
+    fn texts<'a>(
+        &mut self,
+        rows: &mut dyn Iterator<Item = Option<&'a str>>,
+    ) -> Result<(), EngineError> {
         self.0 += rows.flatten().map(|text| text.len() as u64).sum::<u64>();
         Ok(())
     }
 
-    fn tokens<'a>(&mut self, _row: Option<&mut dyn Iterator<Item = &'a str>>) -> Result<(), EngineError> {
+    fn tokens<'a>(
+        &mut self,
+        _row: Option<&mut dyn Iterator<Item = &'a str>>,
+    ) -> Result<(), EngineError> {
         Ok(())
     }
 }
@@ -48,7 +55,10 @@ struct Tokens {
 impl RowReceiver for Tokens {
     type Error = EngineError;
 
-    fn texts<'a>(&mut self, rows: &mut dyn Iterator<Item = Option<&'a str>>) -> Result<(), EngineError> {
+    fn texts<'a>(
+        &mut self,
+        rows: &mut dyn Iterator<Item = Option<&'a str>>,
+    ) -> Result<(), EngineError> {
         self.ids.clear();
         self.ends.clear();
         match &mut self.encoder {
@@ -59,7 +69,10 @@ impl RowReceiver for Tokens {
         Ok(())
     }
 
-    fn tokens<'a>(&mut self, _row: Option<&mut dyn Iterator<Item = &'a str>>) -> Result<(), EngineError> {
+    fn tokens<'a>(
+        &mut self,
+        _row: Option<&mut dyn Iterator<Item = &'a str>>,
+    ) -> Result<(), EngineError> {
         Ok(())
     }
 }
@@ -101,17 +114,37 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     scan(&session, &scanner, &files, &mut bytes)?;
     bytes = Bytes::default();
     let seconds = scan(&session, &scanner, &files, &mut bytes)?;
-    println!("decode alone: {:.0} MB/s of text", bytes.0 as f64 / seconds / 1e6);
+    println!(
+        "decode alone: {:.0} MB/s of text",
+        bytes.0 as f64 / seconds / 1e6
+    );
     let mut rest = tokenizers.iter().peekable();
     while let Some(tokenizer) = rest.next() {
-        let lemma = rest.next_if(|next| next.contains(':')).map(|lemma| lemma.parse()).transpose()?;
-        let spec = FeatureSpec { tokenizer: tokenizer.parse()?, lemma, ..FeatureSpec::default() };
+        let lemma = rest
+            .next_if(|next| next.contains(':'))
+            .map(|lemma| lemma.parse())
+            .transpose()?;
+        let spec = FeatureSpec {
+            tokenizer: tokenizer.parse()?,
+            lemma,
+            ..FeatureSpec::default()
+        };
         let extractor = Arc::new(FeatureExtractor::new(&spec)?);
-        let new = |encoder| Tokens { encoder, ids: Vec::new(), ends: Vec::new(), total: 0 };
+        let new = |encoder| Tokens {
+            encoder,
+            ids: Vec::new(),
+            ends: Vec::new(),
+            total: 0,
+        };
         let mut collect = new(Encoder::Collect(DictionaryBuilder::new(&extractor)));
         let first = scan(&session, &scanner, &files, &mut collect)?;
-        let Encoder::Collect(builder) = collect.encoder else { unreachable!() };
-        let rule = VocabularyRule { size: Some(50_000), min_count: 1 };
+        let Encoder::Collect(builder) = collect.encoder else {
+            unreachable!()
+        };
+        let rule = VocabularyRule {
+            size: Some(50_000),
+            min_count: 1,
+        };
         let dictionary = builder.finish();
         let vocabulary = Arc::new(Vocabulary::from_counts(
             Dictionary::merge::<EngineError>([&dictionary]),

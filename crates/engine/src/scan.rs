@@ -58,6 +58,21 @@ pub struct CorpusFile {
     column: TextColumn,
 }
 
+#[cfg(test)]
+impl CorpusFile {
+    /// A file with these row groups, for tests of what is planned from them.
+    pub(crate) fn of_row_groups(input: InputFile, row_groups: Vec<RowGroup>) -> Self {
+        let schema = Schema::new(vec![Field::new("t", DataType::Utf8, true)]);
+        let column = TextColumn::find(&schema, "t").expect("the column is there");
+        Self {
+            input,
+            row_groups,
+            schema: Arc::new(schema),
+            column,
+        }
+    }
+}
+
 /// Opens files: DataFusion's session, its stores and its cache of footers.
 #[derive(Clone)]
 pub struct Scanner {

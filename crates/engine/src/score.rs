@@ -683,3 +683,31 @@ impl Scorer<'_> {
         RecordBatch::try_new(schema.clone(), columns).map_err(bug)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measures_have_column_names_and_sql() {
+        let plain = |text| column(text, Base::E).unwrap();
+        assert_eq!(
+            plain("pmi"),
+            ("pmi".to_owned(), "pmi(n_xy, n_x, n_y, n)".to_owned())
+        );
+        let (name, sql) = column("pmi", Base::Two).unwrap();
+        assert_eq!(
+            (name.as_str(), sql.as_str()),
+            ("pmi", "pmi(n_xy, n_x, n_y, n, 2)")
+        );
+        let message = |text| column(text, Base::E).unwrap_err().to_string();
+        assert!(
+            message("nmpi").starts_with("no measure `nmpi` (did you mean `npmi`?)"),
+            "{}",
+            message("nmpi")
+        );
+        assert!(message("pmi(base").contains("is not a measure"));
+        assert!(message("pmi(2)").contains("is not parameter=value"));
+        assert!(message("pmi(colour=2)").contains("colour"));
+    }
+}
