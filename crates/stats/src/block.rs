@@ -67,8 +67,8 @@ impl<'a> CountBlock<'a> {
     }
 }
 
-/// In two passes: whether all rows are inside the domain, which is nearly always so and needs no branch, then the
-/// measure. Only when a row is outside, a third decides for each.
+/// First whether all rows are inside the domain, which is nearly always so: the measure then runs without a branch.
+/// Otherwise each row is asked again, so that no measure ever sees impossible counts.
 #[inline(always)]
 fn apply_rows<C: Cells, F: Measured>(
     rows: usize,
@@ -85,16 +85,18 @@ fn apply_rows<C: Cells, F: Measured>(
     for row in 0..rows {
         all_valid &= valid(row);
     }
-    for (row, slot) in out.iter_mut().enumerate() {
-        *slot = measure.at(cells(row)) + 0.0;
-    }
     if all_valid {
+        for (row, slot) in out.iter_mut().enumerate() {
+            *slot = measure.at(cells(row)) + 0.0;
+        }
         return;
     }
     for (row, slot) in out.iter_mut().enumerate() {
-        if !valid(row) {
-            *slot = f64::NAN;
-        }
+        *slot = if valid(row) {
+            measure.at(cells(row)) + 0.0
+        } else {
+            f64::NAN
+        };
     }
 }
 

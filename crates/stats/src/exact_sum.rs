@@ -180,6 +180,9 @@ mod tests {
     }
 
     proptest! {
+        // Rationals over the whole range of f64 are slow; 64 cases take a second or two.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn the_sum_is_the_exact_sum_in_any_split(
             values in prop::collection::vec(any::<f64>().prop_filter("finite", |v| v.abs() < 1e300), 0..60),
