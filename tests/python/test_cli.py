@@ -117,8 +117,10 @@ def test_inspect_lists_jobs_and_shows_one(corpus, warehouse):
     assert "first_job" in pmill.run("inspect", "--warehouse", warehouse, "--name", "third_job", code=2).err
 
 
-def test_logs_are_fields_on_stderr_and_hold_no_text(warehouse, tmp_path):
+def test_logs_go_to_stderr_without_colours_and_hold_no_text(warehouse, tmp_path):
     corpus = pmill.write(tmp_path / "t.parquet", ["zanzibar secretword"])
-    result = pmill.run("count", "--warehouse", warehouse, "--name", "j", "--input", corpus, "--text", "TEXT", "-vv")
-    assert result.raw == b""
+    flags = ["--warehouse", warehouse, "--name", "j", "--input", corpus, "--text", "TEXT", "-vv"]
+    result = pmill.run("count", *flags, noise=())
+    assert result.raw == b"" and "DEBUG" in result.err
     assert "secretword" not in result.err
+    assert "\x1b" not in result.err, "stderr is no terminal here"
