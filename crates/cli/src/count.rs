@@ -198,11 +198,13 @@ impl CountArgs {
                     Kind::Window => ContextKind::Window,
                 },
                 window: context.window.unwrap_or(defaults.window),
-                weight: context.weight.map_or(defaults.weight, |weight| match weight {
-                    WeightArg::Uniform => Weight::Uniform,
-                    WeightArg::Harmonic => Weight::Harmonic,
-                    WeightArg::Dynamic => Weight::Dynamic,
-                }),
+                weight: context
+                    .weight
+                    .map_or(defaults.weight, |weight| match weight {
+                        WeightArg::Uniform => Weight::Uniform,
+                        WeightArg::Harmonic => Weight::Harmonic,
+                        WeightArg::Dynamic => Weight::Dynamic,
+                    }),
                 side: context.side.map_or(defaults.side, |side| match side {
                     SideArg::Symmetric => Side::Symmetric,
                     SideArg::Left => Side::Left,
@@ -235,7 +237,11 @@ impl CountArgs {
             memory_limit: global.memory_limit(),
             threads: global.threads(),
         };
-        if self.dry_run { dry_run(&job, global) } else { count(&job, global) }
+        if self.dry_run {
+            dry_run(&job, global)
+        } else {
+            count(&job, global)
+        }
     }
 }
 
@@ -245,7 +251,10 @@ pub fn count(job: &CountJob, global: &Global) -> Outcome {
     let result = job::count(job, &bar, &stop_flag());
     bar.clear();
     let summary = result?;
-    Ok(Output::Summary { json: json(&summary), text: describe(&summary) })
+    Ok(Output::Summary {
+        json: json(&summary),
+        text: describe(&summary),
+    })
 }
 
 /// Says what counting would do.
@@ -254,7 +263,10 @@ pub fn dry_run(job: &CountJob, global: &Global) -> Outcome {
     let result = job::plan(job, &bar);
     bar.clear();
     let plan = result?;
-    Ok(Output::Summary { json: json(&plan), text: describe_plan(&plan) })
+    Ok(Output::Summary {
+        json: json(&plan),
+        text: describe_plan(&plan),
+    })
 }
 
 /// A summary as JSON; its fields are plain, so this cannot fail.
@@ -286,14 +298,27 @@ pub fn describe(summary: &CountSummary) -> String {
         text,
         "  {} files{}, {:.1} s{peak}",
         group(summary.files),
-        if summary.skipped > 0 { format!(" ({} skipped)", summary.skipped) } else { String::new() },
+        if summary.skipped > 0 {
+            format!(" ({} skipped)", summary.skipped)
+        } else {
+            String::new()
+        },
         summary.seconds,
     );
     if summary.dropped_features > 0 {
-        let _ = writeln!(text, "  {} features dropped by --max-features-per-document", group(summary.dropped_features));
+        let _ = writeln!(
+            text,
+            "  {} features dropped by --max-features-per-document",
+            group(summary.dropped_features)
+        );
     }
     if summary.spilled_bytes > 0 {
-        let _ = writeln!(text, "  {} of temporary files, in {} units", ByteSize(summary.spilled_bytes), summary.units);
+        let _ = writeln!(
+            text,
+            "  {} of temporary files, in {} units",
+            ByteSize(summary.spilled_bytes),
+            summary.units
+        );
     }
     for note in &summary.notes {
         let _ = writeln!(text, "  note: {note}");

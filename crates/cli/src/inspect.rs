@@ -23,7 +23,10 @@ impl InspectArgs {
     pub fn run(self, global: &Global) -> Outcome {
         let report = inspect::inspect(&self.warehouse, self.name.as_deref())?;
         if global.json {
-            return Ok(Output::Summary { json: json(&report), text: String::new() });
+            return Ok(Output::Summary {
+                json: json(&report),
+                text: String::new(),
+            });
         }
         Ok(Output::Bytes(report.to_string().into_bytes()))
     }

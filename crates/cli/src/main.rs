@@ -9,10 +9,11 @@ mod progress;
 mod run;
 mod sample_corpus;
 mod score;
+mod snapshot;
 mod sql;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use outcome::Outcome;
+use outcome::Output;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -50,6 +51,8 @@ enum Command {
     Sql(sql::SqlArgs),
     /// Show a warehouse's jobs, or one job's settings, versions, sources and sizes
     Inspect(inspect::InspectArgs),
+    /// Model snapshots: look at them, compare, merge and mix them
+    Snapshot(snapshot::SnapshotArgs),
     /// Make a seeded corpus for demos and benchmarks
     SampleCorpus(sample_corpus::SampleCorpusArgs),
     /// Print completions for a shell
@@ -68,11 +71,12 @@ fn main() -> std::process::ExitCode {
         Command::Run(args) => args.run(&cli.global),
         Command::Sql(args) => args.run(&cli.global),
         Command::Inspect(args) => args.run(&cli.global),
+        Command::Snapshot(args) => args.run(&cli.global),
         Command::SampleCorpus(args) => args.run(&cli.global),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "pmill", &mut script);
-            Outcome::text(script)
+            Ok(Output::Bytes(script))
         }
     };
     outcome::finish(outcome, &cli.global)

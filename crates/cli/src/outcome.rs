@@ -33,18 +33,6 @@ pub enum Failure {
     ClosedPipe,
 }
 
-/// Constructors that read well at the call.
-pub trait OutcomeExt {
-    /// Bytes for stdout.
-    fn text(bytes: Vec<u8>) -> Outcome;
-}
-
-impl OutcomeExt for Outcome {
-    fn text(bytes: Vec<u8>) -> Outcome {
-        Ok(Output::Bytes(bytes))
-    }
-}
-
 impl Failure {
     /// Something that the user can fix.
     pub fn user(message: impl Into<String>) -> Self {
@@ -74,7 +62,7 @@ impl From<std::io::Error> for Failure {
 }
 
 /// An error with its causes on one line, each said once.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -94,7 +82,11 @@ pub fn finish(outcome: Outcome, global: &Global) -> ExitCode {
             if !global.quiet && !global.json {
                 eprint!("{text}");
             }
-            if global.json { print(format!("{json}\n").as_bytes()) } else { Ok(()) }
+            if global.json {
+                print(format!("{json}\n").as_bytes())
+            } else {
+                Ok(())
+            }
         }
         Ok(Output::Bytes(bytes)) => print(&bytes),
         Ok(Output::Done) => Ok(()),
@@ -113,7 +105,10 @@ pub fn finish(outcome: Outcome, global: &Global) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr().lock(), "pmill: cannot write to stdout: {error}");
+            let _ = writeln!(
+                std::io::stderr().lock(),
+                "pmill: cannot write to stdout: {error}"
+            );
             ExitCode::from(2)
         }
     }

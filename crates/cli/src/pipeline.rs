@@ -80,7 +80,9 @@ impl Pipeline {
     }
 
     fn parse(text: &str, settings: &[String]) -> Result<Self, String> {
-        let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
+        let mut table: toml::Table = text
+            .parse()
+            .map_err(|error: toml::de::Error| error.to_string())?;
         // Errors of the file are told with line and column, before settings are laid over it.
         toml::from_str::<Self>(text).map_err(|error| suggest(&error.to_string()))?;
         for setting in settings {
@@ -89,7 +91,9 @@ impl Pipeline {
                 .ok_or_else(|| format!("--set {setting}: expected key=value"))?;
             set(&mut table, key.trim(), value.trim())?;
         }
-        table.try_into::<Self>().map_err(|error| suggest(&error.to_string()))
+        table
+            .try_into::<Self>()
+            .map_err(|error| suggest(&error.to_string()))
     }
 
     /// The settings of its count job.
@@ -163,7 +167,11 @@ mod tests {
     #[test]
     fn settings_are_laid_over_the_file() {
         let text = "name = 'a'\n[vocabulary]\nsize = 7\nmin_count = 2\n";
-        let settings = ["vocabulary.size=9".to_owned(), "name=b".into(), "input.paths=['x','y']".into()];
+        let settings = [
+            "vocabulary.size=9".to_owned(),
+            "name=b".into(),
+            "input.paths=['x','y']".into(),
+        ];
         let pipeline = Pipeline::parse(text, &settings).unwrap();
         assert_eq!(pipeline.vocabulary.size, Some(9));
         assert_eq!(pipeline.vocabulary.min_count, 2);

@@ -74,8 +74,14 @@ impl Progress for Bar {
         if let Some(bar) = &*state {
             bar.inc(steps);
             if rows > 0 {
-                let seconds = self.began.lock().map_or(1.0, |began| began.elapsed().as_secs_f64());
-                bar.set_message(format!("{} rows/s", group((rows as f64 / seconds.max(0.001)) as u64)));
+                let seconds = self
+                    .began
+                    .lock()
+                    .map_or(1.0, |began| began.elapsed().as_secs_f64());
+                bar.set_message(format!(
+                    "{} rows/s",
+                    group((rows as f64 / seconds.max(0.001)) as u64)
+                ));
             }
         }
     }
@@ -126,7 +132,12 @@ pub fn group(number: u64) -> String {
 mod tests {
     #[test]
     fn numbers_are_grouped_by_three() {
-        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (1_234_567, "1,234,567"),
+        ] {
             assert_eq!(super::group(number), text);
         }
     }

@@ -76,10 +76,19 @@ impl RunArgs {
         };
         add("count", count::count(&job, &global)?);
         if let Some(settings) = &pipeline.score {
-            add("score", score::run(&pipeline.warehouse, &pipeline.name, settings, &global)?);
+            add(
+                "score",
+                score::run(&pipeline.warehouse, &pipeline.name, settings, &global)?,
+            );
         }
         for export in &pipeline.export {
-            sql::query(&pipeline.warehouse, &export.sql, export.format, Some(export.output.clone()), &global)?;
+            sql::query(
+                &pipeline.warehouse,
+                &export.sql,
+                export.format,
+                Some(export.output.clone()),
+                &global,
+            )?;
             add(
                 "export",
                 Output::Summary {
@@ -88,13 +97,18 @@ impl RunArgs {
                 },
             );
         }
-        Ok(Output::Summary { json: steps.into(), text })
+        Ok(Output::Summary {
+            json: steps.into(),
+            text,
+        })
     }
 }
 
 fn dry_run(pipeline: &Pipeline, job: &CountJob, global: &Global) -> Outcome {
     let output = count::dry_run(job, global)?;
-    let Output::Summary { mut json, mut text } = output else { return Ok(output) };
+    let Output::Summary { mut json, mut text } = output else {
+        return Ok(output);
+    };
     if let Some(score) = &pipeline.score {
         text.push_str(&format!("  then: score by {}\n", score.measures.join(", ")));
         json["score"] = count::json(score);

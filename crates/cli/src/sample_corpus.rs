@@ -93,7 +93,11 @@ impl SampleCorpusArgs {
             Failure::user(format!("cannot write `{}`: {error}", self.output.display()))
         };
         std::fs::create_dir_all(&self.output).map_err(io)?;
-        if std::fs::read_dir(&self.output).map_err(io)?.next().is_some() {
+        if std::fs::read_dir(&self.output)
+            .map_err(io)?
+            .next()
+            .is_some()
+        {
             return Err(Failure::user(format!(
                 "`{}` is not empty; give a new folder",
                 self.output.display()
@@ -125,7 +129,9 @@ impl SampleCorpusArgs {
             workers
                 .into_iter()
                 .map(|worker| {
-                    worker.join().unwrap_or_else(|_| Err(Failure::user("a writer panicked")))
+                    worker
+                        .join()
+                        .unwrap_or_else(|_| Err(Failure::user("a writer panicked")))
                 })
                 .collect()
         });
@@ -154,7 +160,8 @@ impl SampleCorpusArgs {
         file: u64,
         language: &Language,
     ) -> Result<u64, Failure> {
-        let fail = |error: String| Failure::user(format!("cannot write `{}`: {error}", path.display()));
+        let fail =
+            |error: String| Failure::user(format!("cannot write `{}`: {error}", path.display()));
         let schema = Arc::new(Schema::new(vec![
             Field::new("SAMPLE_ID", DataType::Int64, false),
             Field::new("URL", DataType::Utf8, false),
@@ -177,19 +184,26 @@ impl SampleCorpusArgs {
             let (mut urls, mut texts) = (StringBuilder::new(), StringBuilder::new());
             let mut text = String::new();
             for row in start..end {
-                urls.append_value(format!("https://host{}.example.org/{row}.jpg", random.below(1000)));
+                urls.append_value(format!(
+                    "https://host{}.example.org/{row}.jpg",
+                    random.below(1000)
+                ));
                 text.clear();
                 tokens += self.row(&mut random, language, &mut text);
                 texts.append_value(&text);
             }
             let columns: Vec<ArrayRef> = vec![
-                Arc::new(Int64Array::from_iter_values((start..end).map(|row| row as i64))),
+                Arc::new(Int64Array::from_iter_values(
+                    (start..end).map(|row| row as i64),
+                )),
                 Arc::new(urls.finish()),
                 Arc::new(texts.finish()),
             ];
             let batch = RecordBatch::try_new(schema.clone(), columns)
                 .map_err(|error| fail(error.to_string()))?;
-            writer.write(&batch).map_err(|error| fail(error.to_string()))?;
+            writer
+                .write(&batch)
+                .map_err(|error| fail(error.to_string()))?;
             start = end;
         }
         writer.close().map_err(|error| fail(error.to_string()))?;
@@ -199,8 +213,12 @@ impl SampleCorpusArgs {
     fn row(&self, random: &mut Random, language: &Language, text: &mut String) -> u64 {
         let words = self.style.words(random);
         let topic = &language.topics[random.below(TOPICS) as usize];
-        let planted = (random.below(PLANTED_EVERY) == 0)
-            .then(|| (random.below(words), PLANTED[random.below(PLANTED.len() as u64) as usize]));
+        let planted = (random.below(PLANTED_EVERY) == 0).then(|| {
+            (
+                random.below(words),
+                PLANTED[random.below(PLANTED.len() as u64) as usize],
+            )
+        });
         for place in 0..words {
             if let Some((at, (left, right))) = planted
                 && at == place
@@ -235,7 +253,9 @@ impl Style {
         match self {
             Self::Captions => 5 + random.below(16),
             // Log-normal with median 250, cut to 50..=2000.
-            Self::Documents => ((250_f64.ln() + 0.8 * random.normal()).exp() as u64).clamp(50, 2000),
+            Self::Documents => {
+                ((250_f64.ln() + 0.8 * random.normal()).exp() as u64).clamp(50, 2000)
+            }
         }
     }
 }
@@ -285,7 +305,11 @@ fn invent(size: usize, random: &mut Random) -> Vec<String> {
         let shift = random.below(2) as usize;
         let word: String = (0..length)
             .map(|place| {
-                let letters = if (place + shift).is_multiple_of(2) { CONSONANTS } else { VOWELS };
+                let letters = if (place + shift).is_multiple_of(2) {
+                    CONSONANTS
+                } else {
+                    VOWELS
+                };
                 char::from(letters[random.below(letters.len() as u64) as usize])
             })
             .collect();
@@ -308,7 +332,8 @@ impl Alias {
         let mean = weights.iter().sum::<f64>() / size as f64;
         let mut keep: Vec<f64> = weights.iter().map(|weight| weight / mean).collect();
         let mut other: Vec<u32> = (0..size as u32).collect();
-        let (mut small, mut large): (Vec<usize>, Vec<usize>) = (0..size).partition(|i| keep[*i] < 1.0);
+        let (mut small, mut large): (Vec<usize>, Vec<usize>) =
+            (0..size).partition(|i| keep[*i] < 1.0);
         while let (Some(less), Some(more)) = (small.pop(), large.last().copied()) {
             other[less] = more as u32;
             keep[more] -= 1.0 - keep[less];
@@ -325,7 +350,11 @@ impl Alias {
 
     fn draw(&self, random: &mut Random) -> u32 {
         let slot = random.below(self.keep.len() as u64) as usize;
-        if random.unit() < self.keep[slot] { slot as u32 } else { self.other[slot] }
+        if random.unit() < self.keep[slot] {
+            slot as u32
+        } else {
+            self.other[slot]
+        }
     }
 }
 
@@ -386,6 +415,10 @@ mod tests {
         let words = invent(5000, &mut Random::new(1));
         let distinct: std::collections::HashSet<&String> = words.iter().collect();
         assert_eq!(distinct.len(), 5000);
-        assert!(PLANTED.iter().all(|(a, b)| !words.iter().any(|word| word == a || word == b)));
+        assert!(
+            PLANTED
+                .iter()
+                .all(|(a, b)| !words.iter().any(|word| word == a || word == b))
+        );
     }
 }

@@ -27,7 +27,12 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "JOB")]
     name: String,
     /// Measures, with parameters as 'sppmi(shift=5)'
-    #[arg(long = "measure", value_name = "M", value_delimiter = ',', default_value = "pmi,npmi,ppmi")]
+    #[arg(
+        long = "measure",
+        value_name = "M",
+        value_delimiter = ',',
+        default_value = "pmi,npmi,ppmi"
+    )]
     measures: Vec<String>,
     /// Logarithm base: e, 2 or 10
     #[arg(long, value_name = "B", default_value = "e")]
@@ -95,7 +100,10 @@ pub fn run(warehouse: &str, name: &str, settings: &ScoreSettings, global: &Globa
     );
     bar.clear();
     let summary = result?;
-    Ok(Output::Summary { json: json(&summary), text: describe(&summary) })
+    Ok(Output::Summary {
+        json: json(&summary),
+        text: describe(&summary),
+    })
 }
 
 fn describe(summary: &ScoreSummary) -> String {

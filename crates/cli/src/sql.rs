@@ -57,12 +57,17 @@ impl SqlArgs {
     /// Runs the command.
     pub fn run(self, global: &Global) -> Outcome {
         let sql = if self.query == "-" {
-            std::io::read_to_string(std::io::stdin())
-                .map_err(|error| Failure::user(format!("cannot read the query from stdin: {error}")))?
+            std::io::read_to_string(std::io::stdin()).map_err(|error| {
+                Failure::user(format!("cannot read the query from stdin: {error}"))
+            })?
         } else {
             self.query
         };
-        let format = if global.json { Format::Json } else { self.format };
+        let format = if global.json {
+            Format::Json
+        } else {
+            self.format
+        };
         query(&self.warehouse, &sql, format, self.output, global)
     }
 }
@@ -79,15 +84,18 @@ pub fn query(
     let mut stream = session.query(sql)?;
     let schema = stream.schema();
     if output.is_none() && format == Format::Parquet && std::io::stdout().is_terminal() {
-        return Err(Failure::user("Parquet is not for a terminal; give --output FILE"));
+        return Err(Failure::user(
+            "Parquet is not for a terminal; give --output FILE",
+        ));
     }
     // A file appears when it is whole.
     let staged = match &output {
         None => None,
         Some(path) => {
             let staged = path.with_extension("part");
-            let file = File::create(&staged)
-                .map_err(|error| Failure::user(format!("cannot create `{}`: {error}", staged.display())))?;
+            let file = File::create(&staged).map_err(|error| {
+                Failure::user(format!("cannot create `{}`: {error}", staged.display()))
+            })?;
             Some((file, staged, path.clone()))
         }
     };
@@ -119,20 +127,34 @@ type Sink = Box<dyn Write + Send>;
 
 enum Rows {
     /// A table is laid out once its widest cell is known.
-    Table { out: Sink, batches: Vec<RecordBatch> },
+    Table {
+        out: Sink,
+        batches: Vec<RecordBatch>,
+    },
     Csv(arrow::csv::Writer<Sink>),
     Json(arrow::json::ArrayWriter<Sink>),
     Parquet(ArrowWriter<Sink>),
 }
 
 impl Rows {
-    fn new(format: Format, out: Sink, schema: &arrow::datatypes::SchemaRef) -> Result<Self, Failure> {
+    fn new(
+        format: Format,
+        out: Sink,
+        schema: &arrow::datatypes::SchemaRef,
+    ) -> Result<Self, Failure> {
         Ok(match format {
-            Format::Table => Self::Table { out, batches: vec![RecordBatch::new_empty(schema.clone())] },
+            Format::Table => Self::Table {
+                out,
+                batches: vec![RecordBatch::new_empty(schema.clone())],
+            },
             Format::Csv => {
-                let mut writer = arrow::csv::WriterBuilder::new().with_header(true).build(out);
+                let mut writer = arrow::csv::WriterBuilder::new()
+                    .with_header(true)
+                    .build(out);
                 // The header, also when no row follows.
-                writer.write(&RecordBatch::new_empty(schema.clone())).map_err(failed)?;
+                writer
+                    .write(&RecordBatch::new_empty(schema.clone()))
+                    .map_err(failed)?;
                 Self::Csv(writer)
             }
             Format::Json => Self::Json(
@@ -191,8 +213,14 @@ impl Rows {
 /// An Arrow error while writing; a closed pipe inside it is a closed pipe.
 fn failed(error: arrow::error::ArrowError) -> Failure {
     let broken = match &error {
-        arrow::error::ArrowError::IoError(_, source) => source.kind() == std::io::ErrorKind::BrokenPipe,
+        arrow::error::ArrowError::IoError(_, source) => {
+            source.kind() == std::io::ErrorKind::BrokenPipe
+        }
         other => other.to_string().contains("Broken pipe"),
     };
-    if broken { Failure::ClosedPipe } else { Failure::user(format!("cannot write the output: {error}")) }
+    if broken {
+        Failure::ClosedPipe
+    } else {
+        Failure::user(format!("cannot write the output: {error}"))
+    }
 }

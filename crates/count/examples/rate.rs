@@ -143,7 +143,11 @@ fn measure(
         let base = if start == 0 { 0 } else { row_ends[start - 1] };
         let mut block = match spare.take() {
             Some(block) => block,
-            None => TokenBlock::new(settings)?,
+            None => TokenBlock::with_budget(
+                settings,
+                (ids.len() / arguments.blocks + 2 * rows_a_block)
+                    * TokenBlock::bytes_per_token(settings),
+            )?,
         };
         let mut from = base;
         for &end in rows {

@@ -62,7 +62,10 @@ impl Slots {
     }
 
     fn reserve_exact(&mut self, slots: usize) {
-        each!(self, vec => vec.reserve_exact(slots));
+        each!(self, vec => {
+            vec.reserve_exact(slots);
+            pmill_simd::prefer_huge_pages(vec);
+        });
     }
 
     fn clear(&mut self) {

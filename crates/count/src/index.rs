@@ -108,6 +108,7 @@ fn sort(
 
     spare.clear();
     spare.reserve_exact(indexed);
+    pmill_simd::prefer_huge_pages(&mut spare);
     spare.resize(next as usize, 0);
     if let [table] = tables.as_mut_slice() {
         places.for_each(0..places.len(), |id, position| {

@@ -8,9 +8,9 @@
 //! Sums of one block cannot leave 64 bits: [`WindowPlan`] is made only if 2³¹ positions, more than
 //! a block holds, with the most units that one can add stay below 2⁶⁴.
 
-use std::ops::Range;
+use std::ops::{AddAssign, Range};
 
-use pmill_simd::{Lane, TOUCHED_SHIFT, WindowLanes};
+use pmill_simd::{Sum, TOUCHED_SHIFT, WindowLanes};
 
 use crate::accumulator::{Accumulator, Partners, Row, Sums};
 use crate::block::{FIRST_CODE, GAP, ROW_END, Slot, Slots};
@@ -106,39 +106,38 @@ impl PreparedBlock {
                 let (partners, sums, wide) = L::split(accumulator);
                 let codes = &partners.codes[..found];
                 let weights = &partners.weights[..found];
-                if escape {
-                    let lookup = plan.by_distance.then_some(by_distance.as_slice());
-                    add_wide(wide, codes, weights, lookup);
-                    continue;
-                }
-                match (plan.by_distance, dense) {
-                    (true, true) => {
-                        add_dense(sums, codes, weights, |weight| by_distance[weight as usize])
-                    }
-                    (true, false) => {
-                        add_flagged(sums, codes, weights, |weight| by_distance[weight as usize])
-                    }
-                    (false, true) => add_dense(sums, codes, weights, |weight| weight),
-                    (false, false) => add_flagged(sums, codes, weights, |weight| weight),
+                let code = |at: usize| codes[at].to_u32() as usize;
+                let weight = |at: usize| weights[at].to_u32();
+                let unit = |at: usize| by_distance[weight(at) as usize];
+                match (escape, plan.by_distance, dense) {
+                    (false, false, true) => add_dense(sums, found, code, weight),
+                    (false, false, false) => add_flagged(sums, found, code, weight),
+                    (false, true, true) => add_dense(sums, found, code, unit),
+                    (false, true, false) => add_flagged(sums, found, code, unit),
+                    (true, false, true) => add_dense(wide, found, code, weight),
+                    (true, false, false) => add_flagged(wide, found, code, weight),
+                    (true, true, true) => add_dense(wide, found, code, unit),
+                    (true, true, false) => add_flagged(wide, found, code, unit),
                 }
                 unflushed += take as u64;
-                if !fits && unflushed + batch as u64 > flush_after {
+                if !fits && !escape && unflushed + batch as u64 > flush_after {
                     accumulator.flush_to_wide(row_floor);
                     unflushed = 0;
                 }
             }
+            let Accumulator {
+                sums,
+                wide_sums,
+                row,
+                ..
+            } = &mut *accumulator;
             if fits {
-                take(
-                    &mut accumulator.sums,
-                    dense,
-                    row_floor,
-                    &mut accumulator.row,
-                );
+                take(sums, dense, row_floor, row);
+            } else if escape {
+                take(wide_sums, dense, row_floor, row);
             } else {
-                if !escape {
-                    accumulator.flush_to_wide(row_floor);
-                }
-                let Accumulator { wide_sums, row, .. } = accumulator;
+                accumulator.flush_to_wide(row_floor);
+                let Accumulator { wide_sums, row, .. } = &mut *accumulator;
                 wide_sums.take_dense(row_floor, row);
             }
             emit(left, &accumulator.row, sink)?;
@@ -250,7 +249,7 @@ impl PreparedBlock {
     }
 }
 
-fn take(sums: &mut Sums<u32>, dense: bool, row_floor: u32, row: &mut Row) {
+fn take<S: Sum>(sums: &mut Sums<S>, dense: bool, row_floor: u32, row: &mut Row) {
     if dense {
         sums.take_dense(row_floor, row);
     } else {
@@ -267,41 +266,28 @@ fn emit(left: u32, row: &Row, sink: &mut impl RowSink) -> Result<()> {
 }
 
 #[inline(always)]
-fn add_dense<L: Lane>(sums: &mut Sums<u32>, codes: &[L], weights: &[L], unit: impl Fn(u32) -> u32) {
+fn add_dense<S: Sum + From<u32> + AddAssign>(
+    sums: &mut Sums<S>,
+    found: usize,
+    code: impl Fn(usize) -> usize,
+    unit: impl Fn(usize) -> u32,
+) {
     let sums = sums.dense();
-    for (code, weight) in codes.iter().zip(weights) {
-        sums[code.to_u32() as usize] += unit(weight.to_u32());
+    for at in 0..found {
+        sums[code(at)] += S::from(unit(at));
     }
 }
 
 #[inline(always)]
-fn add_flagged<L: Lane>(
-    sums: &mut Sums<u32>,
-    codes: &[L],
-    weights: &[L],
-    unit: impl Fn(u32) -> u32,
+fn add_flagged<S: Sum + From<u32> + AddAssign>(
+    sums: &mut Sums<S>,
+    found: usize,
+    code: impl Fn(usize) -> usize,
+    unit: impl Fn(usize) -> u32,
 ) {
     let (sums, touched) = sums.flagged();
-    for (code, weight) in codes.iter().zip(weights) {
-        sums[code.to_u32() as usize] += unit(weight.to_u32());
-        touched[(code.to_u32() >> TOUCHED_SHIFT) as usize] = 1;
-    }
-}
-
-#[inline(always)]
-fn add_wide<L: Lane>(sums: &mut Sums<u64>, codes: &[L], weights: &[L], lookup: Option<&[u32]>) {
-    let sums = sums.dense();
-    let pairs = codes.iter().zip(weights);
-    match lookup {
-        Some(units) => {
-            for (code, weight) in pairs {
-                sums[code.to_u32() as usize] += u64::from(units[weight.to_u32() as usize]);
-            }
-        }
-        None => {
-            for (code, weight) in pairs {
-                sums[code.to_u32() as usize] += u64::from(weight.to_u32());
-            }
-        }
+    for at in 0..found {
+        sums[code(at)] += S::from(unit(at));
+        touched[code(at) >> TOUCHED_SHIFT] = 1;
     }
 }

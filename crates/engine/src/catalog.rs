@@ -23,14 +23,26 @@ pub async fn register(context: &SessionContext, warehouse: &Warehouse) -> Result
         .await?
         .into_iter()
         .map(|name| {
-            let schema = JobSchema { warehouse: warehouse.clone(), name: name.clone(), job: OnceCell::new() };
+            let schema = JobSchema {
+                warehouse: warehouse.clone(),
+                name: name.clone(),
+                job: OnceCell::new(),
+            };
             (name, Arc::new(schema))
         })
         .collect();
-    let name = context.copied_config().options().catalog.default_catalog.clone();
+    let name = context
+        .copied_config()
+        .options()
+        .catalog
+        .default_catalog
+        .clone();
     context.register_catalog(
         name,
-        Arc::new(WarehouseCatalog { jobs, public: Arc::new(MemorySchemaProvider::new()) }),
+        Arc::new(WarehouseCatalog {
+            jobs,
+            public: Arc::new(MemorySchemaProvider::new()),
+        }),
     );
     Ok(())
 }

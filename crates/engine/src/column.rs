@@ -21,14 +21,28 @@ pub struct TextColumn {
     steps: Vec<usize>,
 }
 
-/// One row of the column.
-pub enum Row<'a> {
-    /// Null: a row without features.
-    Null,
-    /// Text to tokenize.
-    Text(&'a str),
-    /// Tokens made already.
-    Tokens(&'a mut dyn Iterator<Item = &'a str>),
+/// Takes the rows of a column, in order.
+pub trait RowReceiver {
+    /// What can go wrong in it.
+    type Error;
+
+    /// Rows of text; `None` is a null, a row without features.
+    ///
+    /// # Errors
+    /// The receiver's own.
+    fn texts<'a>(
+        &mut self,
+        rows: &mut dyn Iterator<Item = Option<&'a str>>,
+    ) -> Result<(), Self::Error>;
+
+    /// One row of tokens made already; `None` is a null.
+    ///
+    /// # Errors
+    /// The receiver's own.
+    fn tokens<'a>(
+        &mut self,
+        row: Option<&mut dyn Iterator<Item = &'a str>>,
+    ) -> Result<(), Self::Error>;
 }
 
 /// Why a batch cannot be read.
@@ -79,15 +93,15 @@ impl TextColumn {
         Ok(Self { root, steps })
     }
 
-    /// Gives each row of the column to `receive`, in order. `top` is the top-level column.
+    /// Gives the rows of the column to `receiver`, in order. `top` is the top-level column.
     ///
     /// # Errors
-    /// When a value is not UTF-8, or `receive` fails.
-    pub fn rows<E>(
+    /// When a value is not UTF-8, or the receiver fails.
+    pub fn rows<R: RowReceiver>(
         &self,
         top: &ArrayRef,
-        mut receive: impl FnMut(Row<'_>) -> Result<(), E>,
-    ) -> Result<(), RowFault<E>> {
+        receiver: &mut R,
+    ) -> Result<(), RowFault<R::Error>> {
         let mut array = top.clone();
         let mut nulls = array.logical_nulls();
         for step in &self.steps {
@@ -111,11 +125,11 @@ impl TextColumn {
                 .map_err(|error| RowFault::Type(error.to_string()))?;
         }
         if let Some(values) = TextValues::of(&array) {
-            return values.rows(nulls.as_ref(), receive);
+            return values.rows(nulls.as_ref(), receiver);
         }
         match array.data_type() {
-            DataType::List(_) => lists(array.as_list::<i32>(), nulls.as_ref(), &mut receive),
-            DataType::LargeList(_) => lists(array.as_list::<i64>(), nulls.as_ref(), &mut receive),
+            DataType::List(_) => lists(array.as_list::<i32>(), nulls.as_ref(), receiver),
+            DataType::LargeList(_) => lists(array.as_list::<i64>(), nulls.as_ref(), receiver),
             other => Err(RowFault::Type(other.to_string())),
         }
     }
@@ -226,28 +240,35 @@ impl<'a> TextValues<'a> {
         }
     }
 
-    fn rows<E>(
+    fn rows<R: RowReceiver>(
         &self,
         nulls: Option<&NullBuffer>,
-        mut receive: impl FnMut(Row<'_>) -> Result<(), E>,
-    ) -> Result<(), RowFault<E>> {
-        for index in 0..self.len() {
-            let row = if nulls.is_some_and(|nulls| nulls.is_null(index)) {
-                Row::Null
-            } else {
-                Row::Text(self.get(index).ok_or(RowFault::NotUtf8(index))?)
-            };
-            receive(row).map_err(RowFault::Receiver)?;
+        receiver: &mut R,
+    ) -> Result<(), RowFault<R::Error>> {
+        let mut bad = None;
+        let mut rows = (0..self.len()).map_while(|index| {
+            if nulls.is_some_and(|nulls| nulls.is_null(index)) {
+                return Some(None);
+            }
+            let text = self.get(index);
+            if text.is_none() {
+                bad = Some(index);
+            }
+            text.map(Some)
+        });
+        let received = receiver.texts(&mut rows);
+        match bad {
+            Some(index) => Err(RowFault::NotUtf8(index)),
+            None => received.map_err(RowFault::Receiver),
         }
-        Ok(())
     }
 }
 
-fn lists<O: OffsetSizeTrait, E>(
+fn lists<O: OffsetSizeTrait, R: RowReceiver>(
     array: &GenericListArray<O>,
     nulls: Option<&NullBuffer>,
-    receive: &mut impl FnMut(Row<'_>) -> Result<(), E>,
-) -> Result<(), RowFault<E>> {
+    receiver: &mut R,
+) -> Result<(), RowFault<R::Error>> {
     let mut items = array.values().clone();
     if let DataType::Dictionary(_, _) = items.data_type() {
         items = arrow::compute::cast(&items, &DataType::Utf8View)
@@ -259,7 +280,7 @@ fn lists<O: OffsetSizeTrait, E>(
     let offsets = array.value_offsets();
     for index in 0..array.len() {
         if nulls.is_some_and(|nulls| nulls.is_null(index)) {
-            receive(Row::Null).map_err(RowFault::Receiver)?;
+            receiver.tokens(None).map_err(RowFault::Receiver)?;
             continue;
         }
         let mut bad = false;
@@ -274,7 +295,7 @@ fn lists<O: OffsetSizeTrait, E>(
                 bad |= token.is_none();
                 token
             });
-        let received = receive(Row::Tokens(&mut tokens));
+        let received = receiver.tokens(Some(&mut tokens));
         if bad {
             return Err(RowFault::NotUtf8(index));
         }
@@ -295,20 +316,29 @@ mod tests {
 
     use super::*;
 
+    #[derive(Default)]
+    struct Kept(Vec<Option<String>>);
+
+    impl RowReceiver for Kept {
+        type Error = ();
+
+        fn texts<'a>(&mut self, rows: &mut dyn Iterator<Item = Option<&'a str>>) -> Result<(), ()> {
+            self.0.extend(rows.map(|row| row.map(str::to_owned)));
+            Ok(())
+        }
+
+        fn tokens<'a>(&mut self, row: Option<&mut dyn Iterator<Item = &'a str>>) -> Result<(), ()> {
+            self.0
+                .push(row.map(|tokens| tokens.collect::<Vec<_>>().join("|")));
+            Ok(())
+        }
+    }
+
     fn read(schema: &Schema, path: &str, top: ArrayRef) -> Vec<Option<String>> {
         let column = TextColumn::find(schema, path).unwrap();
-        let mut rows = Vec::new();
-        column
-            .rows::<()>(&top, |row| {
-                rows.push(match row {
-                    Row::Null => None,
-                    Row::Text(text) => Some(text.to_owned()),
-                    Row::Tokens(tokens) => Some(tokens.collect::<Vec<_>>().join("|")),
-                });
-                Ok(())
-            })
-            .unwrap();
-        rows
+        let mut rows = Kept::default();
+        column.rows(&top, &mut rows).unwrap();
+        rows.0
     }
 
     fn schema(name: &str, data_type: DataType) -> Schema {
@@ -406,7 +436,7 @@ mod tests {
         let array: ArrayRef = Arc::new(BinaryArray::from(vec![b"ok".as_slice(), b"\xff"]));
         let column = TextColumn::find(&schema("t", DataType::Binary), "t").unwrap();
         assert_eq!(
-            column.rows::<()>(&array, |_| Ok(())),
+            column.rows(&array, &mut Kept::default()),
             Err(RowFault::NotUtf8(1))
         );
     }

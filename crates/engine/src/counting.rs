@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::EngineError;
 use crate::progress::{Progress, StopFlag};
 use crate::tables::{PairsFile, TableFolder, unwrap_sink};
-use crate::tokens::Chunks;
+use crate::tokens::TokenStore;
 use crate::workers;
 
 /// What the counting steps share.
@@ -75,11 +75,12 @@ impl Counting<'_> {
     /// Those of the chunks and of `full`.
     pub fn fill(
         &self,
-        chunks: Chunks,
+        tokens: TokenStore,
         maps: &[Vec<u32>],
         mut full: impl FnMut(TokenBlock) -> Result<TokenBlock, EngineError>,
     ) -> Result<TokenBlock, EngineError> {
-        let mut block = TokenBlock::with_budget(&self.kernel, self.block_bytes)?;
+        let mut block = TokenBlock::with_budget(&self.kernel, self.bytes_for(&tokens)?)?;
+        let chunks = tokens.into_chunks()?;
         let (mut row_ids, mut thinned) = (Vec::new(), Vec::new());
         for chunk in chunks {
             let chunk = chunk?;
@@ -114,6 +115,17 @@ impl Counting<'_> {
             }
         }
         Ok(block)
+    }
+
+    /// Bytes of a block for these tokens: no more than they need, and no more than there are.
+    fn bytes_for(&self, tokens: &TokenStore) -> Result<usize, EngineError> {
+        let (tokens, rows) = tokens.size()?;
+        let slots = usize::try_from(tokens + rows).unwrap_or(usize::MAX);
+        let needed = slots
+            .saturating_mul(TokenBlock::bytes_per_token(&self.kernel))
+            .saturating_add(self.kernel.vocabulary_size as usize * 16)
+            .saturating_add(1 << 20);
+        Ok(needed.min(self.block_bytes))
     }
 
     /// Counts a block straight into the table files.

@@ -71,7 +71,9 @@ pub fn inspect(warehouse: &str, name: Option<&str>) -> Result<Report, EngineErro
     let session = Session::new(1, default_limit(), None)?;
     let Some(name) = name else {
         let jobs = session.wait(warehouse.jobs())?;
-        return Ok(Report::Jobs { jobs: jobs.iter().map(ToString::to_string).collect() });
+        return Ok(Report::Jobs {
+            jobs: jobs.iter().map(ToString::to_string).collect(),
+        });
     };
     let job = session.wait(Job::open_existing(&warehouse, &JobName::new(name)?))?;
     let sources = session.wait(sources::read(session.context(), &job))?;
@@ -89,7 +91,9 @@ pub fn inspect(warehouse: &str, name: Option<&str>) -> Result<Report, EngineErro
         tables,
         facts: parse(&job.facts()?)?,
         settings: parse(&job.settings()?)?,
-        score_is_stale: score.as_ref().is_some_and(|(_, version)| *version != job.pairs.version()),
+        score_is_stale: score
+            .as_ref()
+            .is_some_and(|(_, version)| *version != job.pairs.version()),
         score: score.map(|(settings, _)| parse(&settings)).transpose()?,
         sources_counted: sources.iter().filter(|row| row.message.is_none()).count() as u64,
         sources_skipped: sources.into_iter().filter_map(|row| row.message).collect(),
@@ -120,7 +124,11 @@ impl fmt::Display for Report {
 impl fmt::Display for JobReport {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let facts = &self.facts;
-        writeln!(out, "job {}, counted by {}", self.job, self.settings.program)?;
+        writeln!(
+            out,
+            "job {}, counted by {}",
+            self.job, self.settings.program
+        )?;
         writeln!(
             out,
             "  {} rows, {} tokens, {} types, {} terms, {} pairs; weight unit 1/{}",
@@ -137,14 +145,28 @@ impl fmt::Display for JobReport {
                 ByteSize(table.bytes)
             )?;
         }
-        writeln!(out, "  sources: {} counted, {} skipped", self.sources_counted, self.sources_skipped.len())?;
+        writeln!(
+            out,
+            "  sources: {} counted, {} skipped",
+            self.sources_counted,
+            self.sources_skipped.len()
+        )?;
         for reason in &self.sources_skipped {
             writeln!(out, "    {reason}")?;
         }
-        let settings = serde_json::to_string_pretty(&self.settings.given).map_err(|_| fmt::Error)?;
+        let settings =
+            serde_json::to_string_pretty(&self.settings.given).map_err(|_| fmt::Error)?;
         writeln!(out, "  settings: {}", settings.replace('\n', "\n  "))?;
         if let Some(score) = &self.score {
-            writeln!(out, "  scores{}:", if self.score_is_stale { " (of an older version of pairs)" } else { "" })?;
+            writeln!(
+                out,
+                "  scores{}:",
+                if self.score_is_stale {
+                    " (of an older version of pairs)"
+                } else {
+                    ""
+                }
+            )?;
             for (name, sql) in &score.columns {
                 writeln!(out, "    {name} = {sql}")?;
             }

@@ -14,7 +14,7 @@ use std::time::Instant;
 use arrow::array::{ArrayRef, Int64Array, StringArray};
 use futures::{StreamExt, TryStreamExt};
 use pmill_count::{CountSettings as KernelSettings, TokenBlock, keep_probability};
-use pmill_store::{Job, JobCommit, JobName, Warehouse, schema};
+use pmill_store::{Job, JobCommit, JobLock, JobName, Warehouse, schema};
 use pmill_text::{FeatureExtractor, Vocabulary};
 use serde::{Deserialize, Serialize};
 
@@ -251,14 +251,14 @@ pub fn count(
     })();
     let _ = std::fs::remove_dir_all(&scratch);
     if result.is_err() && fresh {
-        leave_nothing(&warehouse, &name, &job_folder);
+        leave_nothing(&warehouse, &name, &job_folder, &lock);
     }
     result
 }
 
-/// After a failed first try: takes away what it made, as long as it is empty of results. A folder
-/// with manifests stays, so that the next try goes on.
-fn leave_nothing(warehouse: &Warehouse, name: &JobName, job_folder: &Path) {
+/// After a failed first try: takes away what it made, as far as nothing in it can be used again. A
+/// folder with manifests stays, so that the next try goes on.
+fn leave_nothing(warehouse: &Warehouse, name: &JobName, job_folder: &Path, lock: &JobLock) {
     let has_manifests = std::fs::read_dir(job_folder).is_ok_and(|entries| {
         entries.flatten().any(|entry| {
             entry.path().is_dir()
@@ -268,15 +268,20 @@ fn leave_nothing(warehouse: &Warehouse, name: &JobName, job_folder: &Path) {
     if has_manifests {
         return;
     }
+    // The error that brought us here is the one to tell; what cannot be removed is left.
+    if let Ok(session) = Session::new(1, SMALLEST_LIMIT, None) {
+        let _ = session.wait(warehouse.sweep(name, lock));
+    }
     let _ = std::fs::remove_dir_all(job_folder);
     let Some(root) = warehouse.local() else {
         return;
     };
-    for folder in [
-        root.join(".pmill"),
-        root.join(name.as_str()),
-        root.to_owned(),
-    ] {
+    let job = root.join(name.as_str());
+    let tables = ["vocab", "sources", "pairs"].map(|table| job.join(table));
+    for folder in tables
+        .into_iter()
+        .chain([job, root.join(".pmill"), root.to_owned()])
+    {
         // Removes empty folders only.
         let _ = std::fs::remove_dir(folder);
     }
@@ -777,6 +782,10 @@ impl Run<'_> {
                 (None, _) => (self.read_again(unit, corpus, vocabulary, work)?, Vec::new()),
             };
             spilled_bytes += tokens.spilled_bytes()?;
+            if !several {
+                // The maps are all that is needed of them.
+                corpus.dictionaries = Vec::new();
+            }
             let mut blocks = Blocks {
                 run: self,
                 counting,
@@ -785,7 +794,7 @@ impl Run<'_> {
                 done: RunsManifest::default(),
                 number: 0,
             };
-            let last = counting.fill(tokens.into_chunks()?, &maps, |block| blocks.flush(block))?;
+            let last = counting.fill(tokens, &maps, |block| blocks.flush(block))?;
             if !several && blocks.number == 0 {
                 let dropped_features = last.dropped_features();
                 let prepared = last.prepare(self.job.threads)?;

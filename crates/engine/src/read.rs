@@ -12,7 +12,7 @@ use datafusion::execution::memory_pool::MemoryConsumer;
 use pmill_text::{DictionaryBuilder, FeatureExtractor, IdEncoder, OUT_OF_VOCABULARY, Vocabulary};
 
 use crate::budget::Budget;
-use crate::column::{Row, RowFault};
+use crate::column::{RowFault, RowReceiver};
 use crate::dictionaries::StoredDictionary;
 use crate::error::EngineError;
 use crate::progress::{Progress, StopFlag};
@@ -153,7 +153,11 @@ struct Worker<'a> {
     shared: &'a Shared,
     source: Source,
     chunk: Chunk,
+    /// Where the rows of one batch end in the chunk.
+    ends: Vec<usize>,
     files: Vec<FileTally>,
+    /// The file being read.
+    file: usize,
 }
 
 enum Source {
@@ -196,6 +200,8 @@ impl<'a> Worker<'a> {
             shared,
             source,
             chunk: Chunk::default(),
+            ends: Vec::new(),
+            file: 0,
             files: vec![FileTally::default(); job.files.len()],
         };
         worker.begin_chunk();
@@ -266,41 +272,31 @@ impl<'a> Worker<'a> {
         let Some(top) = batch.columns().first() else {
             return Err(EngineError::Bug("a batch has no column".into()));
         };
-        column
-            .rows(top, |row| self.row(file, row))
-            .map_err(|fault| match fault {
-                RowFault::NotUtf8(row) => reader.not_utf8(row, batch.num_rows()),
-                RowFault::Type(found) => reader.fault(format!("it decodes to type {found}")),
-                RowFault::Receiver(error) => error,
-            })
+        self.file = file;
+        column.rows(top, self).map_err(|fault| match fault {
+            RowFault::NotUtf8(row) => reader.not_utf8(row, batch.num_rows()),
+            RowFault::Type(found) => reader.fault(format!("it decodes to type {found}")),
+            RowFault::Receiver(error) => error,
+        })
     }
 
-    #[inline]
-    fn row(&mut self, file: usize, row: Row<'_>) -> Result<(), EngineError> {
-        let before = self.chunk.ids.len();
-        let ids = &mut self.chunk.ids;
-        match (&mut self.source, row) {
-            (_, Row::Null) => {}
-            (Source::Collect { builder, .. }, Row::Text(text)) => builder.push_row(text, ids)?,
-            (Source::Collect { builder, .. }, Row::Tokens(tokens)) => {
-                builder.push_tokens_row(tokens, ids)?
+    /// Takes note of the rows that were just appended, which end at `self.ends`.
+    fn appended(&mut self, from: usize) -> Result<(), EngineError> {
+        let tally = &mut self.files[self.file];
+        tally.rows += self.ends.len() as u64;
+        tally.tokens += (self.chunk.ids.len() - from) as u64;
+        let mut start = from;
+        for &end in &self.ends {
+            // A row without features meets nothing and needs no place.
+            if end > start {
+                if let Source::LookUp(look_up) = &mut self.source {
+                    look_up.count(&self.chunk.ids[start..end]);
+                }
+                let end = u32::try_from(end)
+                    .map_err(|_| EngineError::Bug("a chunk of tokens is beyond 32 bits".into()))?;
+                self.chunk.row_ends.push(end);
             }
-            (Source::LookUp(look_up), Row::Text(text)) => look_up.encoder.push_row(text, ids)?,
-            (Source::LookUp(look_up), Row::Tokens(tokens)) => {
-                look_up.encoder.push_tokens_row(tokens, ids)?;
-            }
-        }
-        let tally = &mut self.files[file];
-        tally.rows += 1;
-        tally.tokens += (self.chunk.ids.len() - before) as u64;
-        if let Source::LookUp(look_up) = &mut self.source {
-            look_up.count(&self.chunk.ids[before..]);
-        }
-        if self.chunk.ids.len() > before {
-            self.chunk.row_ends.push(
-                u32::try_from(self.chunk.ids.len())
-                    .map_err(|_| EngineError::Bug("a chunk of tokens is beyond 32 bits".into()))?,
-            );
+            start = end;
         }
         if self.chunk.ids.len() >= CHUNK_TOKENS {
             self.hand_over()?;
@@ -369,6 +365,41 @@ fn store(
     let mut slots = shared.dictionaries.lock().map_err(|_| poisoned())?;
     slots[number as usize] = Some(stored);
     Ok(())
+}
+
+impl RowReceiver for Worker<'_> {
+    type Error = EngineError;
+
+    fn texts<'a>(
+        &mut self,
+        rows: &mut dyn Iterator<Item = Option<&'a str>>,
+    ) -> Result<(), EngineError> {
+        let from = self.chunk.ids.len();
+        self.ends.clear();
+        let (ids, ends) = (&mut self.chunk.ids, &mut self.ends);
+        match &mut self.source {
+            Source::Collect { builder, .. } => builder.push_rows(rows, ids, ends)?,
+            Source::LookUp(look_up) => look_up.encoder.push_rows(rows, ids, ends)?,
+        }
+        self.appended(from)
+    }
+
+    fn tokens<'a>(
+        &mut self,
+        row: Option<&mut dyn Iterator<Item = &'a str>>,
+    ) -> Result<(), EngineError> {
+        let from = self.chunk.ids.len();
+        let ids = &mut self.chunk.ids;
+        if let Some(row) = row {
+            match &mut self.source {
+                Source::Collect { builder, .. } => builder.push_tokens_row(row, ids)?,
+                Source::LookUp(look_up) => look_up.encoder.push_tokens_row(row, ids)?,
+            }
+        }
+        self.ends.clear();
+        self.ends.push(self.chunk.ids.len());
+        self.appended(from)
+    }
 }
 
 fn collect(job: &ReadJob<'_>, shared: &Shared) -> Result<Source, EngineError> {

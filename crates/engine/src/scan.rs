@@ -24,7 +24,7 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionContext;
 use futures::{FutureExt, StreamExt};
-use object_store::{ObjectMeta, ObjectStore, path::Path as ObjectPath};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, path::Path as ObjectPath};
 use parquet::arrow::parquet_to_arrow_schema;
 
 use crate::column::TextColumn;
@@ -56,6 +56,21 @@ pub struct CorpusFile {
     pub row_groups: Vec<RowGroup>,
     schema: SchemaRef,
     column: TextColumn,
+}
+
+#[cfg(test)]
+impl CorpusFile {
+    /// A file with these row groups, for tests of what is planned from them.
+    pub(crate) fn of_row_groups(input: InputFile, row_groups: Vec<RowGroup>) -> Self {
+        let schema = Schema::new(vec![Field::new("t", DataType::Utf8, true)]);
+        let column = TextColumn::find(&schema, "t").expect("the column is there");
+        Self {
+            input,
+            row_groups,
+            schema: Arc::new(schema),
+            column,
+        }
+    }
 }
 
 /// Opens files: DataFusion's session, its stores and its cache of footers.
@@ -93,6 +108,9 @@ impl Scanner {
             )));
         }
         let (store, meta) = self.locate(input)?;
+        check_ends(store.as_ref(), &meta)
+            .await
+            .map_err(|reason| fault(FileFault::Footer(reason)))?;
         let cache = self
             .context
             .runtime_env()
@@ -215,6 +233,7 @@ impl Scanner {
         let config =
             FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), Arc::new(source))
                 .with_file(PartitionedFile::new_from_meta(meta).with_extension(plan))
+                .with_batch_size(Some(batch_rows(file.row_groups[row_group])))
                 .build();
         let scan = DataSourceExec::from_data_source(config);
         let task: Arc<TaskContext> = self.context.task_ctx();
@@ -299,6 +318,48 @@ impl RowGroupReader {
             },
         }
     }
+}
+
+/// Rows of a batch: about four MiB of text, so that long documents do not fill the memory.
+fn batch_rows(sizes: RowGroup) -> usize {
+    const BATCH_BYTES: u64 = 4 << 20;
+    let bytes_a_row = (sizes.uncompressed / sizes.rows.max(1)).max(1);
+    usize::try_from((BATCH_BYTES / bytes_a_row).clamp(16, 8192)).unwrap_or(8192)
+}
+
+/// Looks at the last bytes of a file before the decoder does: most files that are no Parquet files,
+/// or not whole ones, are told by them, and the decoder trusts the length that stands there.
+async fn check_ends(store: &dyn ObjectStore, meta: &ObjectMeta) -> Result<(), String> {
+    const SMALLEST: u64 = 12;
+    if meta.size < SMALLEST {
+        return Err(format!(
+            "not a Parquet file: it has {} bytes, the smallest has {SMALLEST}",
+            meta.size
+        ));
+    }
+    let end = store
+        .get_range(&meta.location, meta.size - 8..meta.size)
+        .await
+        .map_err(|error| one_line(&error.to_string()))?;
+    let Ok(end) = <[u8; 8]>::try_from(end.as_ref()) else {
+        return Err("its last bytes cannot be read".into());
+    };
+    let [a, b, c, d, magic @ ..] = end;
+    match &magic {
+        b"PAR1" => {}
+        b"PARE" => return Err("it is encrypted, which pmill does not read".into()),
+        _ => {
+            return Err("not a whole Parquet file: it does not end in the mark PAR1 (another format, or cut short)".into());
+        }
+    }
+    let footer = u64::from(u32::from_le_bytes([a, b, c, d]));
+    if footer + SMALLEST > meta.size {
+        return Err(format!(
+            "not a whole Parquet file: its footer claims {footer} bytes, the file has {}",
+            meta.size
+        ));
+    }
+    Ok(())
 }
 
 /// Text is read as views: the decoder then copies no bytes.

@@ -4,11 +4,13 @@
 //! depend on threads. Memory: the vocabulary, its marginals, and one batch a thread.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, StringArray, UInt32Array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Float64Array, StringArray, UInt32Array,
+};
 use arrow::compute::{filter_record_batch, take};
 use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
@@ -182,7 +184,10 @@ impl ScoreSettings {
             marginals,
             min_pair_count: number("min-pair-count", self.min_pair_count)?,
             pair_smoothing: number("pair-smoothing", self.pair_smoothing.unwrap_or(preset_pair))?,
-            unigram_smoothing: number("unigram-smoothing", self.unigram_smoothing.unwrap_or(preset_unigram))?,
+            unigram_smoothing: number(
+                "unigram-smoothing",
+                self.unigram_smoothing.unwrap_or(preset_unigram),
+            )?,
             event_space: event_space(marginals, kind, counted.given.context.side),
         })
     }
@@ -212,7 +217,9 @@ fn column(text: &str, base: Base) -> Result<(String, String), EngineError> {
         Some((name, rest)) => (
             name.trim(),
             rest.trim().strip_suffix(')').ok_or_else(|| {
-                EngineError::Setting(format!("`{text}` is not a measure; write name or name(parameter=value, …)"))
+                EngineError::Setting(format!(
+                    "`{text}` is not a measure; write name or name(parameter=value, …)"
+                ))
             })?,
         ),
     };
@@ -228,15 +235,27 @@ fn column(text: &str, base: Base) -> Result<(String, String), EngineError> {
     };
     let mut given = Vec::new();
     let mut column = name.to_owned();
-    for argument in arguments.split(',').map(str::trim).filter(|argument| !argument.is_empty()) {
+    for argument in arguments
+        .split(',')
+        .map(str::trim)
+        .filter(|argument| !argument.is_empty())
+    {
         let Some((key, value)) = argument.split_once('=') else {
-            return Err(EngineError::Setting(format!("`{argument}` in `{text}` is not parameter=value")));
+            return Err(EngineError::Setting(format!(
+                "`{argument}` in `{text}` is not parameter=value"
+            )));
         };
         given.push((key.trim(), value.trim()));
         let value: String = value
             .trim()
             .chars()
-            .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
+            .map(|c| {
+                if c.is_ascii_alphanumeric() {
+                    c.to_ascii_lowercase()
+                } else {
+                    '_'
+                }
+            })
             .collect();
         column = format!("{column}_{value}");
     }
@@ -272,7 +291,11 @@ pub fn score(
         job: name.to_string(),
         version,
         pairs,
-        measures: recorded.columns.iter().map(|(name, _)| name.clone()).collect(),
+        measures: recorded
+            .columns
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect(),
         event_space: recorded.event_space.clone(),
         seconds: started.elapsed().as_secs_f64(),
         peak_memory_bytes: peak_rss().map(|size| size.0),
@@ -294,7 +317,10 @@ pub fn score(
     let one_partition = session.context().copied_config().with_target_partitions(1);
     let scorer = Scorer {
         session: &session,
-        in_order: SessionContext::new_with_config_rt(one_partition, session.context().runtime_env()),
+        in_order: SessionContext::new_with_config_rt(
+            one_partition,
+            session.context().runtime_env(),
+        ),
         warehouse: &warehouse,
         name: &name,
         files: &files,
@@ -310,7 +336,11 @@ pub fn score(
     let marginals = match recorded.marginals {
         Marginals::Documents => {
             let documents: Arc<[f64]> = terms.documents.iter().map(|count| *count as f64).collect();
-            Totals { left: documents.clone(), right: documents, n: facts.rows as f64 }
+            Totals {
+                left: documents.clone(),
+                right: documents,
+                n: facts.rows as f64,
+            }
         }
         Marginals::Pairs => scorer.sums(terms.tokens.len())?,
     };
@@ -321,7 +351,8 @@ pub fn score(
         base: job.pmi.as_ref().map(pmill_store::TableState::version),
         pairs_version: job.pairs.version(),
         batch: scorer.batch.clone(),
-        settings: serde_json::to_string(&recorded).map_err(|error| EngineError::Bug(error.to_string()))?,
+        settings: serde_json::to_string(&recorded)
+            .map_err(|error| EngineError::Bug(error.to_string()))?,
         schema,
         files: written,
     };
@@ -366,8 +397,14 @@ impl Terms {
             }
         }
         rows.sort_unstable_by_key(|row| row.0);
-        if rows.iter().enumerate().any(|(index, row)| usize::try_from(row.0) != Ok(index)) {
-            return Err(EngineError::Bug("the ids of `vocab` are not 0, 1, 2, …".into()));
+        if rows
+            .iter()
+            .enumerate()
+            .any(|(index, row)| usize::try_from(row.0) != Ok(index))
+        {
+            return Err(EngineError::Bug(
+                "the ids of `vocab` are not 0, 1, 2, …".into(),
+            ));
         }
         Ok(Self {
             tokens: StringArray::from_iter_values(rows.iter().map(|row| &row.1)),
@@ -430,7 +467,8 @@ impl Scorer<'_> {
 
     /// Row and column sums of the pair counts.
     fn sums(&self, terms: usize) -> Result<Totals, EngineError> {
-        self.progress.phase("sum", self.files.len() as u64, Steps::Parts);
+        self.progress
+            .phase("sum", self.files.len() as u64, Steps::Parts);
         let next = AtomicUsize::new(0);
         let parts = workers::run(self.threads, self.stop, |_| {
             let (mut left, mut right) = (vec![0_u128; terms], vec![0_u128; terms]);
@@ -440,7 +478,8 @@ impl Scorer<'_> {
                     return Ok((left, right));
                 }
                 self.scan(number, |batch| {
-                    let ids = |index: usize| batch.column(index).as_primitive::<Int32Type>().values();
+                    let ids =
+                        |index: usize| batch.column(index).as_primitive::<Int32Type>().values();
                     let counts = batch.column(2).as_primitive::<Int64Type>().values();
                     for ((x, y), count) in ids(0).iter().zip(ids(1)).zip(counts) {
                         let count = u128::from(count.unsigned_abs());
@@ -467,10 +506,18 @@ impl Scorer<'_> {
             let both: Vec<u128> = left.iter().zip(&right).map(|(a, b)| a + b).collect();
             let n: u128 = both.iter().sum();
             let both = natural(both);
-            return Ok(Totals { left: both.clone(), right: both, n: n as f64 / self.unit });
+            return Ok(Totals {
+                left: both.clone(),
+                right: both,
+                n: n as f64 / self.unit,
+            });
         }
         let n: u128 = left.iter().sum();
-        Ok(Totals { left: natural(left), right: natural(right), n: n as f64 / self.unit })
+        Ok(Totals {
+            left: natural(left),
+            right: natural(right),
+            n: n as f64 / self.unit,
+        })
     }
 
     fn write(
@@ -478,7 +525,8 @@ impl Scorer<'_> {
         terms: &Terms,
         totals: &Totals,
     ) -> Result<(SchemaRef, Vec<DataFile>), EngineError> {
-        let counts = ["n_xy", "n_x", "n_y", "n"].map(|name| Field::new(name, DataType::Float64, false));
+        let counts =
+            ["n_xy", "n_x", "n_y", "n"].map(|name| Field::new(name, DataType::Float64, false));
         let counts_schema = Arc::new(Schema::new(counts.to_vec()));
         let expressions = self.expressions(&counts_schema)?;
         let mut fields = vec![
@@ -486,10 +534,16 @@ impl Scorer<'_> {
             Field::new("right", DataType::Utf8, false),
         ];
         fields.extend(counts);
-        fields.extend(self.recorded.columns.iter().map(|(name, _)| Field::new(name, DataType::Float64, true)));
+        fields.extend(
+            self.recorded
+                .columns
+                .iter()
+                .map(|(name, _)| Field::new(name, DataType::Float64, true)),
+        );
         let schema = Arc::new(Schema::new(fields));
         let folder = TableFolder::new(self.warehouse, self.name, "pmi", self.session.handle());
-        self.progress.phase("score", self.files.len() as u64, Steps::Parts);
+        self.progress
+            .phase("score", self.files.len() as u64, Steps::Parts);
         let next = AtomicUsize::new(0);
         let written = Mutex::new(vec![None; self.files.len()]);
         workers::run(self.threads, self.stop, |_| {
@@ -503,7 +557,14 @@ impl Scorer<'_> {
                 self.scan(number, |batch| {
                     let batch = self.keep(batch)?;
                     if batch.num_rows() > 0 {
-                        file.write(&self.score(&batch, terms, totals, &counts_schema, &expressions, &schema)?)?;
+                        file.write(&self.score(
+                            &batch,
+                            terms,
+                            totals,
+                            &counts_schema,
+                            &expressions,
+                            &schema,
+                        )?)?;
                     }
                     Ok(())
                 })?;
@@ -514,7 +575,12 @@ impl Scorer<'_> {
                 self.progress.advance(1, 0);
             }
         })?;
-        let written: Vec<DataFile> = written.into_inner().unwrap_or_default().into_iter().flatten().collect();
+        let written: Vec<DataFile> = written
+            .into_inner()
+            .unwrap_or_default()
+            .into_iter()
+            .flatten()
+            .collect();
         if written.len() != self.files.len() {
             return Err(EngineError::Bug("a file of scores was not written".into()));
         }
@@ -579,7 +645,8 @@ impl Scorer<'_> {
         let n_y = marginal(&totals.right, right);
         let n = vec![totals.n; natural.len()];
         let array = |values: Vec<f64>| -> ArrayRef { Arc::new(Float64Array::from(values)) };
-        let plus = |values: &[f64], more: f64| array(values.iter().map(|value| value + more).collect());
+        let plus =
+            |values: &[f64], more: f64| array(values.iter().map(|value| value + more).collect());
         let smoothed = RecordBatch::try_new(
             counts_schema.clone(),
             vec![
@@ -594,12 +661,53 @@ impl Scorer<'_> {
             let indices = UInt32Array::from_iter_values(ids.iter().map(|id| *id as u32));
             take(&terms.tokens, &indices, None).map_err(bug)
         };
-        let mut columns = vec![words(left)?, words(right)?, array(natural), array(n_x), array(n_y), array(n)];
+        let mut columns = vec![
+            words(left)?,
+            words(right)?,
+            array(natural),
+            array(n_x),
+            array(n_y),
+            array(n),
+        ];
         for expression in expressions {
-            let value = expression.evaluate(&smoothed).and_then(|value| value.into_array(smoothed.num_rows()));
+            let value = expression
+                .evaluate(&smoothed)
+                .and_then(|value| value.into_array(smoothed.num_rows()));
             columns.push(value.map_err(query)?);
         }
-        debug_assert!(columns.iter().all(|column| column.len() == batch.num_rows()));
+        debug_assert!(
+            columns
+                .iter()
+                .all(|column| column.len() == batch.num_rows())
+        );
         RecordBatch::try_new(schema.clone(), columns).map_err(bug)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measures_have_column_names_and_sql() {
+        let plain = |text| column(text, Base::E).unwrap();
+        assert_eq!(
+            plain("pmi"),
+            ("pmi".to_owned(), "pmi(n_xy, n_x, n_y, n)".to_owned())
+        );
+        let (name, sql) = column("pmi", Base::Two).unwrap();
+        assert_eq!(
+            (name.as_str(), sql.as_str()),
+            ("pmi", "pmi(n_xy, n_x, n_y, n, 2)")
+        );
+        let message = |text| column(text, Base::E).unwrap_err().to_string();
+        assert!(
+            message("nmpi").starts_with("no measure `nmpi` (did you mean `npmi`?)"),
+            "{}",
+            message("nmpi")
+        );
+        assert!(message("pmi(base").contains("is not a measure"));
+        assert!(message("pmi(2)").contains("is not parameter=value"));
+        assert!(message("pmi(colour=2)").contains("colour"));
     }
 }

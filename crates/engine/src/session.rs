@@ -61,7 +61,10 @@ impl Session {
     /// Lets queries name files in `FROM`.
     #[must_use]
     pub fn with_file_tables(self) -> Self {
-        Self { runtime: self.runtime, context: self.context.enable_url_table() }
+        Self {
+            runtime: self.runtime,
+            context: self.context.enable_url_table(),
+        }
     }
 
     /// The context.

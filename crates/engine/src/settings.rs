@@ -260,3 +260,61 @@ fn fields(value: &impl Serialize) -> BTreeMap<String, String> {
         _ => BTreeMap::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recorded(settings: &CountSettings) -> RecordedSettings {
+        let extractor = FeatureExtractor::new(&settings.features).unwrap();
+        RecordedSettings::resolve(settings, &extractor).unwrap()
+    }
+
+    fn settings() -> CountSettings {
+        CountSettings {
+            text: "TEXT".into(),
+            ..CountSettings::default()
+        }
+    }
+
+    #[test]
+    fn equal_settings_agree_and_each_difference_is_named() {
+        let here = recorded(&settings());
+        let renamed = CountSettings {
+            text: "caption".into(),
+            ..settings()
+        };
+        assert_eq!(here.differences(&recorded(&renamed)), Vec::<String>::new());
+        let mut other = settings();
+        other.vocabulary.size = Some(9);
+        other.context.kind = ContextKind::Window;
+        other.context.weight = Weight::Harmonic;
+        other.features.drop_numeric = true;
+        assert_eq!(
+            here.differences(&recorded(&other)),
+            [
+                "features.drop_numeric: false here, true there",
+                "context.kind: \"document\" here, \"window\" there",
+                "context.weight: \"uniform\" here, \"harmonic\" there",
+                "vocabulary.size: not set here, 9 there",
+            ]
+        );
+        assert_eq!(recorded(&other).weight_unit, 2520);
+    }
+
+    #[test]
+    fn settings_that_do_not_go_together_are_refused() {
+        let refused = |change: fn(&mut ContextSettings)| {
+            let mut context = ContextSettings::default();
+            change(&mut context);
+            context.to_context().unwrap_err().to_string()
+        };
+        assert!(refused(|c| c.subsample = Some(1e-5)).contains("`window`"));
+        assert!(refused(|c| c.max_features_per_document = Some(0)).contains("at least 1"));
+        assert!(refused(|c| (c.kind, c.window) = (ContextKind::Window, 0)).contains("at least 1"));
+        assert!(
+            refused(|c| (c.kind, c.subsample) = (ContextKind::Window, Some(f64::NAN)))
+                .contains("above 0")
+        );
+    }
+}

@@ -54,7 +54,9 @@ impl SqlSession {
     /// Adds the tables that exist to "table not found".
     fn explain(&self, error: datafusion::error::DataFusionError) -> EngineError {
         let text = error.strip_backtrace();
-        let Some(at) = text.find("table '") else { return EngineError::Query(text) };
+        let Some(at) = text.find("table '") else {
+            return EngineError::Query(text);
+        };
         if !text.contains("not found") {
             return EngineError::Query(text);
         }
@@ -68,8 +70,13 @@ impl SqlSession {
             .filter_map(|name| context.catalog(name))
             .flat_map(|catalog| {
                 catalog.schema_names().into_iter().flat_map(move |schema| {
-                    let tables = catalog.schema(&schema).map(|s| s.table_names()).unwrap_or_default();
-                    tables.into_iter().map(move |table| format!("{schema}.{table}"))
+                    let tables = catalog
+                        .schema(&schema)
+                        .map(|s| s.table_names())
+                        .unwrap_or_default();
+                    tables
+                        .into_iter()
+                        .map(move |table| format!("{schema}.{table}"))
                 })
             })
             .filter(|name| !name.starts_with("information_schema"))
@@ -77,7 +84,13 @@ impl SqlSession {
         let nearest = nearest_name(asked, known.iter().map(String::as_str))
             .map(|name| format!(" (did you mean `{name}`?)"))
             .unwrap_or_default();
-        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        EngineError::Query(format!("no table `{asked}`{nearest}; the warehouse has: {known}"))
+        let known = if known.is_empty() {
+            "none".to_owned()
+        } else {
+            known.join(", ")
+        };
+        EngineError::Query(format!(
+            "no table `{asked}`{nearest}; the warehouse has: {known}"
+        ))
     }
 }

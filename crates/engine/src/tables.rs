@@ -241,3 +241,34 @@ pub fn table_ranges(vocabulary: &Vocabulary, reach: u64) -> Vec<Range<u32>> {
     }
     ranges
 }
+
+#[cfg(test)]
+mod tests {
+    use pmill_text::{TermCount, VocabularyRule};
+
+    use super::*;
+
+    fn vocabulary(counts: &[u64]) -> Vocabulary {
+        let terms = counts.iter().enumerate().map(|(index, tokens)| {
+            let term = format!("{index:08}");
+            Ok::<_, EngineError>(TermCount {
+                term,
+                tokens: *tokens,
+                documents: *tokens,
+            })
+        });
+        Vocabulary::from_counts(terms, &VocabularyRule::default()).unwrap()
+    }
+
+    #[test]
+    fn ranges_cover_all_ids_once() {
+        for counts in [vec![], vec![1], vec![1 << 40; 3], vec![1 << 30; 40_000]] {
+            let ranges = table_ranges(&vocabulary(&counts), 20);
+            assert_eq!(ranges[0].start, 0);
+            assert_eq!(ranges[ranges.len() - 1].end as usize, counts.len());
+            assert!(ranges.windows(2).all(|two| two[0].end == two[1].start));
+        }
+        assert!(table_ranges(&vocabulary(&vec![1 << 30; 40_000]), 20).len() > 10);
+        assert_eq!(table_ranges(&vocabulary(&[5, 4, 3]), 20).len(), 1);
+    }
+}

@@ -57,6 +57,7 @@ struct Held {
     spilled_chunks: u64,
     spilled_bytes: u64,
     tokens: u64,
+    rows: u64,
 }
 
 impl TokenStore {
@@ -70,6 +71,7 @@ impl TokenStore {
             spilled_chunks: 0,
             spilled_bytes: 0,
             tokens: 0,
+            rows: 0,
         };
         Self {
             disk,
@@ -86,6 +88,7 @@ impl TokenStore {
         chunk.row_ends.shrink_to_fit();
         let mut held = self.held.lock().map_err(|_| poisoned())?;
         held.tokens += chunk.ids.len() as u64;
+        held.rows += chunk.row_ends.len() as u64;
         let bytes = chunk.bytes();
         let fits = held.reservation.size() as u64 + bytes as u64 <= memory_budget;
         if fits && held.reservation.try_grow(bytes).is_ok() {
@@ -111,12 +114,13 @@ impl TokenStore {
         Ok(())
     }
 
-    /// Tokens held, in memory and on disk.
+    /// Tokens and rows held, in memory and on disk.
     ///
     /// # Errors
     /// When a worker panicked while it held the store.
-    pub fn tokens(&self) -> Result<u64, EngineError> {
-        Ok(self.held.lock().map_err(|_| poisoned())?.tokens)
+    pub fn size(&self) -> Result<(u64, u64), EngineError> {
+        let held = self.held.lock().map_err(|_| poisoned())?;
+        Ok((held.tokens, held.rows))
     }
 
     /// Bytes written to disk.
@@ -269,7 +273,7 @@ mod tests {
             for seed in 0..4 {
                 store.push(chunk(seed), budget).unwrap();
             }
-            assert_eq!(store.tokens().unwrap(), 16);
+            assert_eq!(store.size().unwrap(), (16, 12));
             let mut back: Vec<Chunk> = store.into_chunks().unwrap().map(Result::unwrap).collect();
             back.sort_by_key(|chunk| chunk.dictionary);
             assert_eq!(back, (0..4).map(chunk).collect::<Vec<_>>());

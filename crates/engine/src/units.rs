@@ -67,3 +67,56 @@ pub fn plan(files: &[CorpusFile], unit_bytes: u64) -> Vec<Unit> {
     }
     units
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::input::InputFile;
+    use crate::scan::RowGroup;
+
+    fn files(sizes: &[Vec<u64>]) -> Vec<CorpusFile> {
+        let file = |groups: &Vec<u64>| {
+            let row_groups = groups
+                .iter()
+                .map(|bytes| RowGroup {
+                    rows: 1,
+                    compressed: 1,
+                    uncompressed: *bytes,
+                })
+                .collect();
+            let input = InputFile {
+                uri: "file:///x".into(),
+                size: 1,
+                etag: String::new(),
+            };
+            CorpusFile::of_row_groups(input, row_groups)
+        };
+        sizes.iter().map(file).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn every_row_group_is_in_one_unit_and_units_are_no_larger_than_asked(
+            sizes in proptest::collection::vec(proptest::collection::vec(0_u64..50, 0..6), 0..8),
+            limit in 1_u64..100,
+        ) {
+            let units = plan(&files(&sizes), limit);
+            let planned: Vec<(usize, usize)> = units
+                .iter()
+                .flat_map(|unit| unit.slices.iter().map(|slice| (slice.file, slice.row_group)))
+                .collect();
+            let all: Vec<(usize, usize)> = sizes
+                .iter()
+                .enumerate()
+                .flat_map(|(file, groups)| (0..groups.len()).map(move |group| (file, group)))
+                .collect();
+            prop_assert_eq!(planned, all);
+            for (number, unit) in units.iter().enumerate() {
+                prop_assert_eq!(unit.number, number);
+                prop_assert!(unit.bytes() <= limit || unit.slices.iter().filter(|s| s.bytes > 0).count() == 1);
+            }
+        }
+    }
+}

@@ -21,10 +21,11 @@ pub fn run<T: Send>(
                 scope.spawn(move || {
                     work(worker)
                         .map_err(|error| {
-                            stop.set();
+                            // Kept before the others are told to stop, so that it comes first.
                             if let Ok(mut first) = first.lock() {
                                 first.get_or_insert(error);
                             }
+                            stop.set();
                         })
                         .ok()
                 })

@@ -1,6 +1,7 @@
-//! The vector loops of pmill that need unsafe code: [`collect`], [`followers`] and [`drain`].
+//! What of pmill needs unsafe code: the vector loops [`collect`], [`followers`] and [`drain`], and the
+//! hint [`prefer_huge_pages`].
 //!
-//! In and out are plain slices. Each function has a safe twin in portable Rust, which runs where
+//! In and out are plain slices. Each loop has a safe twin in portable Rust, which runs where
 //! the processor lacks the instructions (AVX-512 with VBMI2) and which the tests compare with
 //! the fast version. Nothing is held between calls.
 
@@ -10,12 +11,14 @@
 mod avx512;
 mod collect;
 mod drain;
+mod pages;
 
 pub use collect::{
     LARGEST_WINDOW, Lane, MARGIN, WindowLanes, collect, collect_portable, followers,
     followers_portable,
 };
 pub use drain::{Sum, TOUCHED_SHIFT, drain, drain_portable, drain_touched, drain_touched_portable};
+pub use pages::prefer_huge_pages;
 
 /// Whether this processor runs the fast versions.
 #[must_use]

@@ -37,47 +37,66 @@ impl<'a> CountBlock<'a> {
         }
     }
 
-    /// Applies `measure` to every row inside the domain; the others get NaN. A zero has no sign (`−0 + 0 = 0`). `out` must be as long as the columns.
+    /// Applies `measure` to every row inside the domain; the others get NaN. A zero has no sign (`−0 + 0 = 0`).
+    /// `out` must be as long as the columns.
     #[inline(always)]
     pub(crate) fn apply<F>(&self, needs_neither: bool, out: &mut [f64], measure: F)
     where
         F: Measured,
     {
-        if let Some([n_xy, n_x, n_y, n]) = self.integers {
-            for (row, slot) in out.iter_mut().enumerate() {
-                let cells = WideCells {
-                    n_xy: n_xy[row],
-                    n_x: n_x[row],
-                    n_y: n_y[row],
-                    n: n[row],
-                };
-                let valid = cells.valid() && (!needs_neither || cells.neither() >= 0.0);
-                *slot = if valid {
-                    measure.at(cells) + 0.0
-                } else {
-                    f64::NAN
-                };
-            }
-            return;
-        }
-        let [n_xy, n_x, n_y, n] = self.floats;
-        // Equal lengths, said once: the loop below then has no bounds checks.
         let rows = out.len();
-        let (n_xy, n_x, n_y, n) = (&n_xy[..rows], &n_x[..rows], &n_y[..rows], &n[..rows]);
-        for (row, slot) in out.iter_mut().enumerate() {
-            let cells = FloatCells {
+        if let Some([n_xy, n_x, n_y, n]) = self.integers {
+            let cells = |row: usize| WideCells {
                 n_xy: n_xy[row],
                 n_x: n_x[row],
                 n_y: n_y[row],
                 n: n[row],
             };
-            let valid = cells.valid() && (!needs_neither || cells.neither() >= 0.0);
-            *slot = if valid {
-                measure.at(cells) + 0.0
-            } else {
-                f64::NAN
-            };
+            apply_rows(rows, cells, needs_neither, out, measure);
+            return;
         }
+        // Equal lengths, said once: the loops then have no bounds checks.
+        let [n_xy, n_x, n_y, n] = self.floats.map(|column| &column[..rows]);
+        let cells = |row: usize| FloatCells {
+            n_xy: n_xy[row],
+            n_x: n_x[row],
+            n_y: n_y[row],
+            n: n[row],
+        };
+        apply_rows(rows, cells, needs_neither, out, measure);
+    }
+}
+
+/// First whether all rows are inside the domain, which is nearly always so: the measure then runs without a branch.
+/// Otherwise each row is asked again, so that no measure ever sees impossible counts.
+#[inline(always)]
+fn apply_rows<C: Cells, F: Measured>(
+    rows: usize,
+    cells: impl Fn(usize) -> C,
+    needs_neither: bool,
+    out: &mut [f64],
+    measure: F,
+) {
+    let valid = |row: usize| {
+        let cells = cells(row);
+        cells.valid() & (!needs_neither | (cells.neither() >= 0.0))
+    };
+    let mut all_valid = true;
+    for row in 0..rows {
+        all_valid &= valid(row);
+    }
+    if all_valid {
+        for (row, slot) in out.iter_mut().enumerate() {
+            *slot = measure.at(cells(row)) + 0.0;
+        }
+        return;
+    }
+    for (row, slot) in out.iter_mut().enumerate() {
+        *slot = if valid(row) {
+            measure.at(cells(row)) + 0.0
+        } else {
+            f64::NAN
+        };
     }
 }
 

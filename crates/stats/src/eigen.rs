@@ -17,16 +17,13 @@ pub fn symmetric_eigenvalues(matrix: &[Vec<f64>]) -> Option<Vec<f64>> {
     if matrix.iter().any(|row| row.len() != side) || !largest.is_finite() {
         return None;
     }
-    for row in 0..side {
-        for column in 0..row {
-            let difference = matrix[row][column] - matrix[column][row];
-            // Also refuses NaN, which `max` above passes over.
-            if !(difference.abs() <= 1e-9 * largest) {
+    for (place, row) in matrix.iter().enumerate() {
+        for (mirrored, value) in matrix.iter().map(|other| other[place]).zip(row) {
+            let difference = (value - mirrored).abs();
+            // NaN is not below the limit either; the maximum above passes over it.
+            if difference.is_nan() || difference > 1e-9 * largest {
                 return None;
             }
-        }
-        if matrix[row][row].is_nan() {
-            return None;
         }
     }
     let (mut diagonal, mut beside) = tridiagonal(matrix.to_vec());

@@ -41,9 +41,10 @@ impl ExactSum {
             (fraction | 1 << 52, stored_exponent)
         };
         let place = exponent >> 5;
-        let shifted = u128::from(mantissa) << (exponent & 31);
-        let low = (shifted as u64 & 0xffff_ffff) as i64;
-        let high = (shifted >> 32) as i64;
+        let shift = exponent & 31;
+        // Bits that leave the word on the left belong to `high`.
+        let low = ((mantissa << shift) & 0xffff_ffff) as i64;
+        let high = (mantissa >> (32 - shift)) as i64;
         if bits >> 63 == 0 {
             self.digits[place] += low;
             self.digits[place + 1] += high;
@@ -179,10 +180,13 @@ mod tests {
     }
 
     proptest! {
+        // Rationals over the whole range of f64 are slow; 64 cases take a second or two.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn the_sum_is_the_exact_sum_in_any_split(
-            values in prop::collection::vec(any::<f64>().prop_filter("finite", |v| v.abs() < 1e300), 0..200),
-            cut in 0_usize..200,
+            values in prop::collection::vec(any::<f64>().prop_filter("finite", |v| v.abs() < 1e300), 0..60),
+            cut in 0_usize..60,
         ) {
             let cut = cut.min(values.len());
             let (mut whole, mut left, mut right) = (ExactSum::default(), ExactSum::default(), ExactSum::default());

@@ -38,9 +38,12 @@ impl Warehouse {
             }
         };
         let local = if url.scheme() == "file" {
-            let path = url
+            // Collecting the components drops the slash at the end.
+            let path: PathBuf = url
                 .to_file_path()
-                .map_err(|()| refuse("it is not a path on this machine".to_owned()))?;
+                .map_err(|()| refuse("it is not a path on this machine".to_owned()))?
+                .components()
+                .collect();
             if path.exists() && !path.is_dir() {
                 return Err(refuse("it is a file; give a folder".to_owned()));
             }

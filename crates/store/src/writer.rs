@@ -160,10 +160,7 @@ impl TableWriter {
             .finish()
             .map_err(|source| self_error(&self.name, source))?;
         let size = self.writer.bytes_written() as u64;
-        let target = self.writer.into_inner();
-        target
-            .map_err(|source| self_error(&self.name, source))?
-            .close()?;
+        self.writer.inner_mut().close()?;
         Ok(DataFile {
             name: self.name,
             size,
@@ -195,6 +192,7 @@ fn self_error(name: &str, source: parquet::errors::ParquetError) -> StoreError {
 }
 
 enum Target {
+    Closed,
     Local {
         file: BufWriter<File>,
         path: PathBuf,
@@ -207,8 +205,9 @@ enum Target {
 }
 
 impl Target {
-    fn close(self) -> Result<(), StoreError> {
-        match self {
+    /// Makes the file durable; nothing can be written after.
+    fn close(&mut self) -> Result<(), StoreError> {
+        match std::mem::replace(self, Self::Closed) {
             Self::Local { file, path } => {
                 let io = |source| StoreError::Io {
                     action: "write",
@@ -230,6 +229,7 @@ impl Target {
                     path,
                     source,
                 }),
+            Self::Closed => Ok(()),
         }
     }
 }
@@ -248,13 +248,14 @@ impl Write for Target {
                 upload.write(bytes);
                 Ok(bytes.len())
             }
+            Self::Closed => Err(std::io::Error::other("the file is closed")),
         }
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
         match self {
             Self::Local { file, .. } => file.flush(),
-            Self::Remote { .. } => Ok(()),
+            Self::Remote { .. } | Self::Closed => Ok(()),
         }
     }
 }

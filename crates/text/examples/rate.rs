@@ -67,7 +67,7 @@ fn make_words(random: &mut Random) -> Vec<String> {
         let first = random.below(2);
         let word: String = (0..length.clamp(2.0, 14.0) as usize)
             .map(|place| {
-                let letters: &[u8] = if (place + first) % 2 == 0 {
+                let letters: &[u8] = if (place + first).is_multiple_of(2) {
                     consonants
                 } else {
                     vowels
@@ -169,6 +169,21 @@ fn cpu_seconds(start: Instant) -> f64 {
         )
 }
 
+/// Nanoseconds of one of many independent loads from random cache lines in 8 MiB, the size of the memo:
+/// what the machine has left for this process just now.
+fn load_nanoseconds(start: Instant) -> f64 {
+    const LOADS: usize = 8_000_000;
+    let lines = vec![[1_u64; 8]; (8 << 20) / 64];
+    let mut random = Random(2);
+    let begin = cpu_seconds(start);
+    let mut sum = 0_u64;
+    for _ in 0..LOADS {
+        sum += lines[random.next() as usize % lines.len()][0];
+    }
+    std::hint::black_box(sum);
+    (cpu_seconds(start) - begin) * 1e9 / LOADS as f64
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let argument = |name: &str| {
@@ -186,6 +201,10 @@ fn main() {
     let start = Instant::now();
     println!(
         "{millions} M tokens a corpus; M tokens/s of processor time: dictionary (pass 1), ids (one pass)"
+    );
+    println!(
+        "an independent load within 8 MiB: {:.1} ns",
+        load_nanoseconds(start)
     );
     for mixed in [false, true] {
         let corpus = if mixed { "mixed" } else { "plain" };

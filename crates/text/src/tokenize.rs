@@ -22,7 +22,7 @@ pub(crate) enum Cutter {
     QuXie,
     Icu(WordSegmenterBorrowed<'static>),
     #[cfg(feature = "huggingface")]
-    HuggingFace(HuggingFaceTokenizer),
+    HuggingFace(Box<HuggingFaceTokenizer>),
 }
 
 impl Cutter {
@@ -38,7 +38,7 @@ impl Cutter {
             #[cfg(feature = "huggingface")]
             Tokenizer::HuggingFace(path) => {
                 let (tokenizer, digest) = HuggingFaceTokenizer::read(path)?;
-                return Ok((Self::HuggingFace(tokenizer), Some(digest)));
+                return Ok((Self::HuggingFace(Box::new(tokenizer)), Some(digest)));
             }
             #[cfg(not(feature = "huggingface"))]
             Tokenizer::HuggingFace(path) => {

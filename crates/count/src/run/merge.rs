@@ -15,9 +15,9 @@ use crate::sink::RowSink;
 /// Any number of runs, none included; the order of the runs does not change the result.
 ///
 /// # Errors
-/// [`CountError::SumOverflow`] and [`CountError::NegativeCount`] name the pair;
-/// [`CountError::RunCorrupt`] and [`CountError::RunRead`] the run; also
-/// [`CountError::LeftRange`], [`CountError::AccumulatorSize`] (a run of another vocabulary), and
+/// [`CountError::SumOverflow`](crate::CountError::SumOverflow) and [`CountError::NegativeCount`](crate::CountError::NegativeCount) name the pair;
+/// [`CountError::RunCorrupt`](crate::CountError::RunCorrupt) and [`CountError::RunRead`](crate::CountError::RunRead) the run; also
+/// [`CountError::LeftRange`](crate::CountError::LeftRange), [`CountError::AccumulatorSize`](crate::CountError::AccumulatorSize) (a run of another vocabulary), and
 /// those of the sink. The accumulator can be used again after an error.
 pub fn merge_runs<S: RunSource>(
     readers: &mut [RunReader<S>],

@@ -7,9 +7,10 @@ use super::{Accepts, Default, Parameter};
 use crate::estimators::correlation::{self, Pairs, Pearson};
 use crate::estimators::divergence::{ClassConditional, JensenShannon, Sums};
 use crate::estimators::entropy::Entropy;
+use crate::estimators::moments::{self, Moments};
 use crate::estimators::table::TableEstimator;
 use crate::estimators::table_measures as measure;
-use crate::estimators::vectors::{self, Edges, Moments, Top};
+use crate::estimators::vectors::{self, Edges, Top};
 use crate::estimators::{AggregateSpec, ColumnKind, ColumnSpec};
 
 const fn column(name: &'static str, kind: ColumnKind) -> ColumnSpec {
@@ -46,12 +47,10 @@ fn number() -> DataType {
 const BAD_COUNTS: &str = "no rows, or all counts 0: NULL; a negative, NaN or infinite count: NULL; \
      rows with a NULL are left out";
 const BAD_CELLS: &str = "no rows, or all counts 0: NULL; a negative or NaN count: NULL; rows with a NULL are left \
-     out; the counts add up to 2^64 at most; count left out or NULL: 1 a row";
-const BAD_PAIRS: &str = "p or q adds up to 0, or no rows: NULL; a negative, NaN or infinite value: NULL; rows with a \
-     NULL are left out";
-
-const BAD_NUMBERS: &str = "fewer than 2 rows, or a constant column: NULL; NaN, infinite or outside ±1e140 (or nearer to 0 \
-     than 1e-140): NULL; rows with a NULL are left out";
+     out; the counts add up to 2^64 at most (fractions in steps of 2^-64); count left out or NULL: 1 a row; the \
+     distinct cells are kept in memory";
+const BAD_NUMBERS: &str = "fewer than 2 rows, or a constant column: NULL; NaN, infinite or outside ±1e70 (or nearer to 0 \
+     than 1e-70): NULL; rows with a NULL are left out";
 const BAD_VECTORS: &str = "fewer rows than needed, vectors of different lengths, a NULL, NaN or infinite entry: NULL; a \
      constant entry correlates as NULL; the last digits may depend on the order of the rows";
 
@@ -211,7 +210,8 @@ pub static AGGREGATES: &[AggregateSpec] = &[
         title: "Jensen–Shannon divergence of p and q (not its square root)",
         formula: "½ KL(p, m) + ½ KL(q, m), m = (p + q)/2, both normalized",
         range: "0 … log(2)",
-        limits: BAD_PAIRS,
+        limits: "p or q adds up to 0, or no rows: NULL; a negative, NaN or infinite value: NULL; rows with a NULL are \
+                 left out; the distinct pairs (p, q) are kept in memory",
         source: "Lin 1991",
         columns: &[P, Q],
         parameters: &[BASE],
@@ -398,7 +398,7 @@ pub static AGGREGATES: &[AggregateSpec] = &[
             help: "1 for a sample, 0 for the whole population",
         }],
         make: Moments::moments,
-        returns: vectors::moments_type,
+        returns: moments::moments_type,
     },
     AggregateSpec {
         name: "correlation_matrix",

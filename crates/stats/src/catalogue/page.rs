@@ -28,9 +28,20 @@ Programs differ here and so do their scores: gensim's default score uses the num
 the number of pair events. The tests of significance (`t_score`, `z_score`, `chi_squared`, `log_likelihood_ratio`, \
 `fisher_exact`) and the intervals (`pmi_variance`, `pmi_lower`, `pmi_upper`) assume that contexts are independent. Documents \
 nearly are; window events of one text are not, and a score from them overstates the evidence. For windows take a bootstrap \
-by document: count pairs by document, weigh each document by `bootstrap_weight(document, replicate)`, add up, score each \
-replicate, and read the quantiles. The weights come from a hash, so the sums of parts of a corpus add up to those of the \
-whole.
+by document, as below. The weights come from a hash, so the sums of parts of a corpus add up to those of the whole.
+
+```sql
+-- by_document(doc, x, y, c): weighted window counts of each document
+WITH drawn AS (
+  SELECT r, x, y, sum(bootstrap_weight(doc, r) * c) AS n_xy
+  FROM by_document CROSS JOIN (SELECT unnest(range(1, 401)) AS r) GROUP BY r, x, y),
+scored AS (
+  SELECT x, y, pmi(n_xy, sum(n_xy) OVER (PARTITION BY r, x), sum(n_xy) OVER (PARTITION BY r, y),
+                   sum(n_xy) OVER (PARTITION BY r)) AS score FROM drawn)
+SELECT x, y, percentile_cont(0.025) WITHIN GROUP (ORDER BY score) AS low,
+             percentile_cont(0.975) WITHIN GROUP (ORDER BY score) AS high
+FROM scored GROUP BY x, y
+```
 
 ## One rule for bad input
 
@@ -46,6 +57,9 @@ nearest f64 (fractional window weights are floats). PMI, and every difference fr
 
 Logarithms are natural unless `base` says otherwise. Arguments may be named: `pmi(n_xy, n_x, n_y, n, base => 2)`. An optional \
 argument before another may be NULL: `mutual_information(x, y, NULL, 2)`.
+
+Exact quantiles, also by unit, are the engine's `percentile_cont(q) WITHIN GROUP (ORDER BY v)`; equally large bins its \
+`ntile`.
 
 Aggregates merge exactly: counts are added as integers and floats without rounding until the end, so the number of files, \
 threads and machines does not change a bit of the result. The exceptions are `moments` and `correlation_matrix`, whose last \

@@ -10,15 +10,19 @@ use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Fields};
 use datafusion_common::{Result, ScalarValue};
 
+use super::pair_statistics::{
+    Bin, Sorted, binned_pearson, gap, ntiles, pearson, quantile, spearman,
+};
 use super::{Estimator, float_result, floats};
+use crate::StatsError;
 use crate::catalogue::Values;
 use crate::codec::{Reader, Writer};
 use crate::exact_sum::{ExactSum, difference_of_products};
-use crate::random::{Stream, mix};
+use crate::random::Stream;
 
-/// Numbers of these sizes (and 0) can be squared and added without leaving f64.
+/// Numbers of these sizes (and 0) can be raised to the fourth power and added without leaving f64.
 fn usable(value: f64) -> bool {
-    value == 0.0 || (1e-140..=1e140).contains(&value.abs())
+    value == 0.0 || (1e-70..=1e70).contains(&value.abs())
 }
 
 /// Pearson's r by exact sums; point-biserial is the same with a column of 0 and 1.
@@ -68,7 +72,7 @@ impl Pearson {
         if xx <= 0.0 || yy <= 0.0 {
             return f64::NAN;
         }
-        (xy / (xx.sqrt() * yy.sqrt())).clamp(-1.0, 1.0)
+        (xy / (xx * yy).sqrt()).clamp(-1.0, 1.0)
     }
 
     /// `n Σab − Σa Σb`, in doubled precision.
@@ -144,28 +148,6 @@ impl std::fmt::Debug for Pairs {
     }
 }
 
-/// Pairs in rising order of x; equal x in an order that has nothing to do with y's size, so that cutting through ties
-/// makes no correlation.
-pub(crate) struct Sorted {
-    x: Vec<f64>,
-    y: Vec<f64>,
-    /// Places in rising order of y.
-    by_y: Vec<u32>,
-}
-
-impl Sorted {
-    fn new(x: &[f64], y: &[f64]) -> Sorted {
-        let mut order: Vec<usize> = (0..x.len()).collect();
-        let tie = |place: &usize| mix(y[*place].to_bits());
-        order.sort_unstable_by(|a, b| x[*a].total_cmp(&x[*b]).then(tie(a).cmp(&tie(b))));
-        let x: Vec<f64> = order.iter().map(|place| x[*place]).collect();
-        let y: Vec<f64> = order.iter().map(|place| y[*place]).collect();
-        let mut by_y: Vec<u32> = (0..x.len() as u32).collect();
-        by_y.sort_unstable_by(|a, b| y[*a as usize].total_cmp(&y[*b as usize]).then(a.cmp(b)));
-        Sorted { x, y, by_y }
-    }
-}
-
 /// A statistic of sorted pairs, each taken `weights[i]` times; NaN for no value.
 type Statistic = fn(&Sorted, &[u32], &Values) -> f64;
 
@@ -188,159 +170,46 @@ fn statistic(place: f64) -> Statistic {
     }
 }
 
-/// `cut` is the number of bins from 1 on and a share below.
-fn bins(values: &Values) -> usize {
-    if values[CUT] >= 1.0 {
-        values[CUT] as usize
+/// The default of a cut that is 0.
+fn cut(values: &Values, default: f64) -> f64 {
+    if values[CUT] == 0.0 {
+        default
     } else {
-        20
+        values[CUT]
     }
+}
+
+fn bins(values: &Values) -> usize {
+    cut(values, 20.0) as usize
 }
 
 fn fraction(values: &Values) -> f64 {
-    if values[CUT] > 0.0 && values[CUT] <= 0.5 {
-        values[CUT]
-    } else {
-        0.05
-    }
+    cut(values, 0.05)
 }
 
-fn pearson(x: &[f64], y: &[f64], weights: &[u32]) -> f64 {
-    let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
-    let mean = |values: &[f64]| {
-        values
-            .iter()
-            .zip(weights)
-            .map(|(v, w)| v * f64::from(*w))
-            .sum::<f64>()
-            / total
-    };
-    let (mean_x, mean_y) = (mean(x), mean(y));
-    let (mut xx, mut yy, mut xy) = (0.0, 0.0, 0.0);
-    for ((x, y), weight) in x.iter().zip(y).zip(weights) {
-        let (dx, dy, weight) = (x - mean_x, y - mean_y, f64::from(*weight));
-        xx += weight * dx * dx;
-        yy += weight * dy * dy;
-        xy += weight * dx * dy;
-    }
-    if xx <= 0.0 || yy <= 0.0 {
-        return f64::NAN;
-    }
-    (xy / (xx.sqrt() * yy.sqrt())).clamp(-1.0, 1.0)
-}
-
-/// Mean ranks (ties share theirs) of values in the given order, each counted `weights` times.
-fn ranks(values: &[f64], order: impl Iterator<Item = usize>, weights: &[u32]) -> Vec<f64> {
-    let mut ranks = vec![0.0; values.len()];
-    let mut ties: Vec<usize> = Vec::new();
-    let mut before = 0.0;
-    let mut settle = |ties: &mut Vec<usize>| {
-        let size: f64 = ties.iter().map(|place| f64::from(weights[*place])).sum();
-        for place in ties.drain(..) {
-            ranks[place] = before + (size + 1.0) / 2.0;
+/// A cut that does not fit its statistic.
+fn check_cut(values: &Values) -> std::result::Result<(), StatsError> {
+    let (name, fits, expected) = match STATISTICS[values[STATISTIC] as usize] {
+        name @ "binned_pearson" => {
+            let bins = cut(values, 20.0);
+            (
+                name,
+                bins >= 2.0 && bins.fract() == 0.0,
+                "a whole number of bins from 2 on",
+            )
         }
-        before += size;
+        name @ "gap" => (name, fraction(values) <= 0.5, "a share of at most 0.5"),
+        name => (name, values[CUT] == 0.0, "0: this statistic has no cut"),
     };
-    for place in order {
-        if ties
-            .last()
-            .is_some_and(|last| values[*last] != values[place])
-        {
-            settle(&mut ties);
-        }
-        ties.push(place);
+    if fits {
+        return Ok(());
     }
-    settle(&mut ties);
-    ranks
-}
-
-/// Spearman 1904: Pearson's r of the mean ranks.
-fn spearman(pairs: &Sorted, weights: &[u32]) -> f64 {
-    let x = ranks(&pairs.x, 0..pairs.x.len(), weights);
-    let y = ranks(
-        &pairs.y,
-        pairs.by_y.iter().map(|place| *place as usize),
-        weights,
-    );
-    pearson(&x, &y, weights)
-}
-
-/// One of equally large bins along x.
-#[derive(Debug, Default, Clone)]
-struct Bin {
-    rows: u64,
-    x_min: f64,
-    x_max: f64,
-    x_sum: f64,
-    y_sum: f64,
-}
-
-/// SQL's ntile along x: the first bins are one larger when the rows do not divide.
-fn ntiles(pairs: &Sorted, weights: &[u32], bins: usize) -> Vec<Bin> {
-    let total: usize = weights.iter().map(|weight| *weight as usize).sum();
-    let bins = bins.min(total);
-    let mut filled: Vec<Bin> = Vec::with_capacity(bins);
-    let size = |bin: usize| total / bins + usize::from(bin < total % bins);
-    let mut bin = Bin::default();
-    for ((x, y), weight) in pairs.x.iter().zip(&pairs.y).zip(weights) {
-        let mut left = *weight as usize;
-        while left > 0 {
-            let room = size(filled.len()) - bin.rows as usize;
-            let taken = left.min(room);
-            if bin.rows == 0 {
-                bin.x_min = *x;
-            }
-            bin.rows += taken as u64;
-            bin.x_max = *x;
-            bin.x_sum += *x * taken as f64;
-            bin.y_sum += *y * taken as f64;
-            left -= taken;
-            if taken == room {
-                filled.push(std::mem::take(&mut bin));
-            }
-        }
-    }
-    filled
-}
-
-/// Pearson's r of the bins' means.
-fn binned_pearson(pairs: &Sorted, weights: &[u32], bins: usize) -> f64 {
-    let tiles = ntiles(pairs, weights, bins);
-    let mean = |sum: fn(&Bin) -> f64| -> Vec<f64> {
-        tiles.iter().map(|bin| sum(bin) / bin.rows as f64).collect()
-    };
-    pearson(
-        &mean(|bin| bin.x_sum),
-        &mean(|bin| bin.y_sum),
-        &vec![1; tiles.len()],
-    )
-}
-
-/// Mean of y in the top share of x minus that in the bottom share (at least one row each).
-fn gap(pairs: &Sorted, weights: &[u32], fraction: f64) -> f64 {
-    let total: usize = weights.iter().map(|weight| *weight as usize).sum();
-    let size = ((total as f64 * fraction) as usize).max(1);
-    let end_mean = |places: &mut dyn Iterator<Item = usize>| {
-        let (mut left, mut sum) = (size, 0.0);
-        for place in places {
-            let taken = left.min(weights[place] as usize);
-            sum += pairs.y[place] * taken as f64;
-            left -= taken;
-            if left == 0 {
-                break;
-            }
-        }
-        sum / size as f64
-    };
-    end_mean(&mut (0..pairs.x.len()).rev()) - end_mean(&mut (0..pairs.x.len()))
-}
-
-/// Linear interpolation between order statistics.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let place = share * (sorted.len() - 1) as f64;
-    let low = place.floor() as usize;
-    let high = (low + 1).min(sorted.len() - 1);
-    sorted[low] + (sorted[high] - sorted[low]) * (place - low as f64)
+    Err(StatsError::Parameter {
+        function: format!("bootstrap_ci of {name}"),
+        parameter: "cut".to_owned(),
+        found: values[CUT].to_string(),
+        expected: expected.to_owned(),
+    })
 }
 
 fn interval_fields() -> Fields {
@@ -373,6 +242,7 @@ pub(crate) fn tiles_type() -> DataType {
 }
 
 fn bootstrap(pairs: &Sorted, values: &Values) -> Result<ScalarValue> {
+    check_cut(values)?;
     let statistic = statistic(values[STATISTIC]);
     let rows = pairs.x.len();
     let estimate = statistic(pairs, &vec![1; rows], values);
@@ -515,35 +385,5 @@ impl Estimator for Pairs {
 
     fn held_bytes(&self) -> usize {
         (self.x.capacity() + self.y.capacity()) * 8
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ties_share_their_mean_rank() {
-        let values = [1.0, 2.0, 2.0, 5.0];
-        assert_eq!(ranks(&values, 0..4, &[1, 1, 1, 1]), [1.0, 2.5, 2.5, 4.0]);
-        // Taken twice, the first fills ranks 1 and 2.
-        assert_eq!(ranks(&values, 0..4, &[2, 1, 0, 1]), [1.5, 3.0, 3.0, 4.0]);
-    }
-
-    #[test]
-    fn ntiles_are_those_of_sql() {
-        let x: Vec<f64> = (0..10).map(f64::from).collect();
-        let tiles = ntiles(&Sorted::new(&x, &x), &[1; 10], 3);
-        let sizes: Vec<u64> = tiles.iter().map(|bin| bin.rows).collect();
-        assert_eq!(sizes, [4, 3, 3]);
-        assert_eq!((tiles[1].x_min, tiles[1].x_max), (4.0, 6.0));
-    }
-
-    #[test]
-    fn the_gap_is_top_minus_bottom() {
-        let x: Vec<f64> = (0..100).map(f64::from).collect();
-        let y: Vec<f64> = x.iter().map(|v| v * 2.0).collect();
-        // Tops 95..99 (mean 97), bottoms 0..4 (mean 2), doubled.
-        assert_eq!(gap(&Sorted::new(&x, &y), &[1; 100], 0.05), 190.0);
     }
 }

@@ -40,7 +40,7 @@ pub(crate) struct Sums {
 }
 
 impl Sums {
-    fn new(kind: Kind, values: &Values) -> Box<dyn Estimator> {
+    fn boxed(kind: Kind, values: &Values) -> Box<dyn Estimator> {
         Box::new(Sums {
             kind,
             ln_base: values[LN_BASE],
@@ -54,11 +54,11 @@ impl Sums {
     }
 
     pub(crate) fn kullback_leibler(values: &Values) -> Box<dyn Estimator> {
-        Sums::new(Kind::KullbackLeibler, values)
+        Sums::boxed(Kind::KullbackLeibler, values)
     }
 
     pub(crate) fn cauchy_schwarz(values: &Values) -> Box<dyn Estimator> {
-        Sums::new(Kind::CauchySchwarz, values)
+        Sums::boxed(Kind::CauchySchwarz, values)
     }
 
     fn add(&mut self, p: f64, q: f64) {
@@ -68,6 +68,8 @@ impl Sums {
                     let ratio = p / q;
                     let ln = if ratio > 0.5 && ratio < 2.0 {
                         ((p - q) / q).ln_1p()
+                    } else if ratio.is_normal() {
+                        ratio.ln()
                     } else {
                         p.ln() - q.ln()
                     };

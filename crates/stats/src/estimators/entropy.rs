@@ -26,6 +26,8 @@ pub(crate) struct Entropy {
     tally: Vec<u64>,
     /// Categories with a count above zero that are not in the tally.
     others: u64,
+    /// Sum of the whole ones among them, and of the fractions.
+    whole_sum: u128,
     sum: ExactSum,
     sum_log: ExactSum,
     /// A count was negative, NaN or infinite.
@@ -50,6 +52,14 @@ impl Entropy {
         self.tally[count] += 1;
     }
 
+    #[inline]
+    fn add_large(&mut self, count: u64) {
+        self.others += 1;
+        self.whole_sum += u128::from(count);
+        let count = count as f64;
+        self.sum_log.add(count * count.ln());
+    }
+
     fn add_float(&mut self, count: f64) {
         if count.is_finite() && count > 0.0 {
             self.others += 1;
@@ -69,6 +79,9 @@ impl Entropy {
             sum.add(count * times);
             sum_log.add_product(times, count * count.ln());
         }
+        // In two halves, each rounded once to a float.
+        sum.add((self.whole_sum >> 64) as f64 * 18_446_744_073_709_551_616.0);
+        sum.add((self.whole_sum as u64) as f64);
         let total = sum.value();
         if self.outside || total <= 0.0 {
             return f64::NAN;
@@ -91,20 +104,22 @@ impl Estimator for Entropy {
             Counts::Floats(counts) => {
                 for count in counts {
                     // A whole number survives the way to integer and back; negatives and NaN do not.
-                    let whole = *count as u64;
-                    if whole as f64 == *count && whole < SMALL as u64 {
+                    let whole = *count as i64;
+                    if whole as f64 != *count || !(0..1 << 53).contains(&whole) {
+                        self.add_float(*count);
+                    } else if whole < SMALL as i64 {
                         self.add_small(whole as usize);
                     } else {
-                        self.add_float(*count);
+                        self.add_large(whole as u64);
                     }
                 }
             }
             Counts::Signed(counts) => {
                 for count in counts {
-                    if (0..SMALL as i64).contains(count) {
-                        self.add_small(*count as usize);
-                    } else {
-                        self.add_float(*count as f64);
+                    match u64::try_from(*count) {
+                        Ok(count) if count < SMALL as u64 => self.add_small(count as usize),
+                        Ok(count) => self.add_large(count),
+                        Err(_) => self.outside = true,
                     }
                 }
             }
@@ -113,7 +128,7 @@ impl Estimator for Entropy {
                     if *count < SMALL as u64 {
                         self.add_small(*count as usize);
                     } else {
-                        self.add_float(*count as f64);
+                        self.add_large(*count);
                     }
                 }
             }
@@ -125,6 +140,7 @@ impl Estimator for Entropy {
         let mut out = Writer::default();
         out.u64(self.outside.into());
         out.u64(self.others);
+        out.u128(self.whole_sum);
         self.sum.encode(&mut out);
         self.sum_log.encode(&mut out);
         out.u64(self.tally.len() as u64);
@@ -136,6 +152,7 @@ impl Estimator for Entropy {
         let mut input = Reader::new(state);
         self.outside |= input.u64()? != 0;
         self.others += input.u64()?;
+        self.whole_sum += input.u128()?;
         self.sum.merge(&ExactSum::decode(&mut input)?);
         self.sum_log.merge(&ExactSum::decode(&mut input)?);
         let length = input.length(8)?;

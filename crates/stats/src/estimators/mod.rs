@@ -3,11 +3,13 @@
 //! Each takes batches of columns (no nulls left in them), gives its state as bytes, takes the bytes of others, and ends
 //! with one value. Counts are summed as integers and floats by [`crate::exact_sum`], so the result has the same bits
 //! whatever the split of the rows, the order of merging and the number of partitions; only the
-//! sums of [`vectors::Moments`] are rounded.
+//! sums of [`moments::Moments`] are rounded.
 
 pub(crate) mod correlation;
 pub(crate) mod divergence;
 pub(crate) mod entropy;
+pub(crate) mod moments;
+pub(crate) mod pair_statistics;
 pub(crate) mod table;
 pub(crate) mod table_measures;
 pub(crate) mod vectors;

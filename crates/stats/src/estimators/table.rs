@@ -151,12 +151,27 @@ type Cell = [Code; 3];
 /// A square of weights for cells whose codes are small: an index instead of a hash.
 const DENSE_SIDE: usize = 256;
 
+/// Bits of a code in a packed cell.
+const PACKED_BITS: u32 = 21;
+
+fn pack(cell: Cell) -> u64 {
+    let [x, y, z] = cell.map(u64::from);
+    x << (2 * PACKED_BITS) | y << PACKED_BITS | z
+}
+
+fn unpack(packed: u64) -> Cell {
+    [2 * PACKED_BITS, PACKED_BITS, 0]
+        .map(|shift| (packed >> shift) as Code & ((1 << PACKED_BITS) - 1))
+}
+
 /// The table.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     keys: Vec<Keys>,
     /// Weights of cells with both codes below [`DENSE_SIDE`] in a table of two; empty until there are enough rows.
     dense: Vec<u128>,
+    /// Other cells whose codes fit in 21 bits each, by the codes in one word: quicker to hash than three.
+    packed: HashMap<u64, u128>,
     cells: HashMap<Cell, u128>,
     /// Sum of all weights; in range as long as no overflow was reported.
     total: u128,
@@ -195,6 +210,8 @@ impl Table {
         let (x, y) = (cell[0] as usize, cell[1] as usize);
         if x < DENSE_SIDE && y < DENSE_SIDE && !self.dense.is_empty() {
             self.dense[x * DENSE_SIDE + y] += weight;
+        } else if (cell[0] | cell[1] | cell[2]) < 1 << PACKED_BITS {
+            *self.packed.entry(pack(cell)).or_insert(0) += weight;
         } else {
             *self.cells.entry(cell).or_insert(0) += weight;
         }
@@ -282,12 +299,12 @@ impl Table {
                     *weight,
                 )
             });
-        dense.chain(
-            self.cells
-                .iter()
-                .filter(|(_, weight)| **weight > 0)
-                .map(|(cell, weight)| (*cell, *weight)),
-        )
+        let packed = self
+            .packed
+            .iter()
+            .map(|(packed, weight)| (unpack(*packed), *weight));
+        let others = self.cells.iter().map(|(cell, weight)| (*cell, *weight));
+        dense.chain(packed.chain(others).filter(|(_, weight)| *weight > 0))
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -382,7 +399,7 @@ impl Table {
     fn held_bytes(&self) -> usize {
         self.keys.iter().map(Keys::held_bytes).sum::<usize>()
             + self.dense.capacity() * 16
-            + self.cells.capacity() * 32
+            + (self.cells.capacity() + self.packed.capacity()) * 33
             + self
                 .codes
                 .iter()

@@ -46,24 +46,19 @@ fn clamp_unit(value: f64) -> f64 {
 }
 
 /// `h(u) = (1 + u) ln(1 + u) − u`, the part of `O ln(O/E)` that does not cancel over the table (`u = O/E − 1`).
-/// By its series near zero, where the two terms agree in all but their last digits.
+/// By a series near zero, where the two terms agree in all but their last digits.
 #[inline(always)]
 pub(crate) fn relative_entropy_term(u: f64) -> f64 {
     if u <= -1.0 {
         return 1.0;
     }
     if u.abs() < 0.125 {
-        // Σ_{k≥2} (−u)^k / (k (k − 1)); 0.125^18 is below the last bit of the first term.
-        let step = -u;
-        let mut power = u * u;
-        let mut sum = power / 2.0;
-        let mut k = 3.0;
-        while k < 19.0 {
-            power *= step;
-            sum += power / (k * (k - 1.0));
-            k += 1.0;
-        }
-        return sum;
+        // With s = u / (2 + u), ln(1 + u) = 2 artanh(s), and the linear parts leave u·s exactly:
+        // h = u s + 2 (1 + u) (s³/3 + s⁵/5 + …). Here s² < 0.0051, so that series is short.
+        let s = u / (2.0 + u);
+        let square = s * s;
+        let series = super::artanh_series(square);
+        return u * s + 2.0 * (1.0 + u) * (s * square) * series;
     }
     (1.0 + u) * u.ln_1p() - u
 }

@@ -113,18 +113,12 @@ impl Family {
         ((self.a + t) / (self.b - t + 1.0)) * ((self.d + t) / (self.c - t + 1.0))
     }
 
-    /// The position of the most probable table: the last one that is no less probable than its lower neighbour.
+    /// The position of the most probable table, ⌊(n_x + 1)(n_y + 1) / (n + 2)⌋ (one of two when they are alike).
     fn mode(&self) -> f64 {
-        let (mut low, mut high) = (self.first(), self.last());
-        while low < high {
-            let middle = (low + (high - low) / 2.0).ceil();
-            if self.ratio_down(middle) <= 1.0 {
-                low = middle;
-            } else {
-                high = middle - 1.0;
-            }
-        }
-        low
+        let above = self.x + self.y + 1.0 - 2.0 * self.a - self.excess;
+        (above / (self.n + 2.0))
+            .floor()
+            .clamp(self.first(), self.last())
     }
 
     /// `ln Σ P` from `t` outward (`up`: to larger counts), where the terms fall all the way.
@@ -148,7 +142,8 @@ impl Family {
         let scale = 1.0 / (slope + 1.0 / spread.max(1e-3));
         if 40.0 * scale < LONGEST_SUM || (end - t).abs() < LONGEST_SUM {
             let (mut sum, mut term, mut at) = (1.0, 1.0, t);
-            while at != end {
+            // Above 2^53 a step of one is lost; such far tails fall so quickly that the first terms are all.
+            while at != end && at + direction != at {
                 term *= step(at);
                 at += direction;
                 sum += term;
@@ -229,6 +224,10 @@ impl Family {
         let (mut inside, mut outside) = (0.0, (end - mode).abs() + 1.0); // distances from the mode
         while outside - inside > 1.0 {
             let middle = (inside + (outside - inside) / 2.0).floor();
+            // Above 2^53 there may be no whole number between; the two ends are then equally good.
+            if middle <= inside || middle >= outside {
+                break;
+            }
             if self.ln_probability(mode + away * middle) <= limit {
                 outside = middle;
             } else {

@@ -65,18 +65,25 @@ fn small_count_bound<C: Cells>(
 ) -> f64 {
     let rest = smaller - a;
     let ln_larger = larger_share.ln();
-    let share = (a + 0.5, rest + 0.5);
+    // The quantile of the smaller part, and its complement: the other way round a large count has no digits.
+    let quantile = |level: f64| {
+        if rest < a {
+            (-ln_beta_quantile(1.0 - level, rest + 0.5, a + 0.5).exp()).ln_1p()
+        } else {
+            ln_beta_quantile(level, a + 0.5, rest + 0.5)
+        }
+    };
     if !upper {
         if a == 0.0 {
             return f64::NEG_INFINITY;
         }
-        let distance = (a / smaller).ln() - ln_beta_quantile(tail, share.0, share.1);
+        let distance = (a / smaller).ln() - quantile(tail);
         return pmi(cells) - distance.hypot(z * margin_variance(cells).sqrt());
     }
     let end = if rest == 0.0 {
         0.0
     } else {
-        ln_beta_quantile(1.0 - tail, share.0, share.1)
+        quantile(1.0 - tail)
     };
     if a == 0.0 {
         return end - ln_larger;

@@ -219,13 +219,21 @@ impl CountColumns {
 
     /// Calls `work` with (first row, block, rows of the block) until all rows are done.
     pub(crate) fn for_each_block(&self, mut work: impl FnMut(usize, &CountBlock, usize)) {
-        let mut floats = [[0.0_f64; BLOCK_ROWS]; 4];
+        let mut buffers = [[0.0_f64; BLOCK_ROWS]; 4];
         let mut start = 0;
         while start < self.rows {
             let rows = BLOCK_ROWS.min(self.rows - start);
             let mut wide = false;
-            for (count, buffer) in self.counts.iter().zip(&mut floats) {
-                wide |= count.fill_floats(start, &mut buffer[..rows]);
+            let mut columns: [&[f64]; 4] = [&[]; 4];
+            for ((count, buffer), column) in self.counts.iter().zip(&mut buffers).zip(&mut columns)
+            {
+                // A column of floats is used where it is.
+                *column = if let Count::Floats(array) = count {
+                    &array.values()[start..start + rows]
+                } else {
+                    wide |= count.fill_floats(start, &mut buffer[..rows]);
+                    &buffer[..rows]
+                };
             }
             let integers = if wide {
                 self.fill_integers(start, rows)
@@ -237,14 +245,8 @@ impl CountColumns {
                     work(start, &CountBlock::of_integers(n_xy, n_x, n_y, n), rows);
                 }
                 None => {
-                    let [n_xy, n_x, n_y, n] = &floats;
-                    let block = CountBlock::of_floats(
-                        &n_xy[..rows],
-                        &n_x[..rows],
-                        &n_y[..rows],
-                        &n[..rows],
-                    );
-                    work(start, &block, rows);
+                    let [n_xy, n_x, n_y, n] = columns;
+                    work(start, &CountBlock::of_floats(n_xy, n_x, n_y, n), rows);
                 }
             }
             start += rows;
@@ -277,7 +279,7 @@ impl CountColumns {
 }
 
 fn integral(value: f64) -> Option<u64> {
-    (value >= 0.0 && value < 18_446_744_073_709_551_616.0 && value.fract() == 0.0)
+    ((0.0..18_446_744_073_709_551_616.0).contains(&value) && value.fract() == 0.0)
         .then_some(value as u64)
 }
 

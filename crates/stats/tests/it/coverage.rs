@@ -68,6 +68,10 @@ fn large_counts_are_covered_95_in_100() {
     ];
     for (place, (n, p_xy, p_x, p_y)) in regimes.into_iter().enumerate() {
         let share = coverage(n, p_xy, p_x, p_y, 11 + place as u64);
+        eprintln!(
+            "n {n}, p_xy {p_xy}, p_x {p_x}, p_y {p_y}: {:.1} %",
+            100.0 * share
+        );
         // 4,000 tables: the standard error of the share is 0.0034.
         assert!(
             (0.935..=0.965).contains(&share),
@@ -87,7 +91,10 @@ fn small_counts_are_covered_near_95_in_100() {
     ];
     for (place, (n, p_xy, p_x, p_y)) in regimes.into_iter().enumerate() {
         let share = coverage(n, p_xy, p_x, p_y, 31 + place as u64);
-        println!("{n} {p_xy} {p_x} {p_y}: {share}");
+        eprintln!(
+            "n {n}, p_xy {p_xy}, p_x {p_x}, p_y {p_y}: {:.1} %",
+            100.0 * share
+        );
         // Counts are steps: no interval covers exactly 95 % of so few. Short of 92 % would be a wrong promise.
         assert!(
             (0.92..=0.995).contains(&share),

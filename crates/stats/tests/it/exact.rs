@@ -200,7 +200,7 @@ fn check_rational(name: &str, row: &Row, truth: &BigRational) -> Result<(), Test
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn pmi_is_exact_to_1e_14_relative_even_near_zero(row in prop_oneof![any_row(), float_row()]) {
@@ -333,6 +333,24 @@ proptest! {
             // As a p-value, so that ln p near 0 is not asked for relative digits it cannot have.
             prop_assert!(close(ln_p.exp(), &truth, 12), "{} {:?} {} {}", alternative, row, ln_p, ln(&truth));
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn fisher_ends_for_counts_of_any_size(row in any_row()) {
+        let ln_p = |word: &str| found("fisher_exact", &row, &[Given::Text(word.to_owned())])[0];
+        let (two, greater, less) = (ln_p("two-sided"), ln_p("greater"), ln_p("less"));
+        for value in [two, greater, less] {
+            prop_assert!(value <= 0.0 && value.is_finite(), "{:?} {} {} {}", row, two, greater, less);
+        }
+        // The two sides share the observed table only, so they add up to 1 and its probability; one is at least half.
+        prop_assert!(greater.exp() + less.exp() >= 1.0 - 1e-6, "{:?} {} {}", row, greater, less);
+        // Both sides hold at least the nearer one (up to the digits of a logarithm of that size).
+        let nearer = greater.min(less);
+        prop_assert!(two >= nearer - 1e-6 - 1e-12 * nearer.abs(), "{:?} {} {} {}", row, two, greater, less);
     }
 }
 

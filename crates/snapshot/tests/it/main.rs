@@ -1,0 +1,11 @@
+//! Whole merges through the public API, with files written and read back by the `safetensors` crate.
+#![allow(clippy::unwrap_used)]
+
+mod compare;
+mod failures;
+mod mixing;
+mod mutated;
+mod real_files;
+mod refusals;
+mod restart;
+mod support;
