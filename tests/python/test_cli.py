@@ -1,6 +1,7 @@
 """A person's manners: help, completions, summaries, quiet, JSON."""
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -64,6 +65,33 @@ def test_the_closing_summary_goes_to_stderr_and_nothing_to_stdout(corpus, wareho
     assert "counted j: 3 rows, 4 tokens, 3 types, 3 terms, 2 pairs\n  1 files, " in result.err
     assert "of memory at most" in result.err
     assert "\r" not in result.err and "\x1b" not in result.err, "no bar when nobody watches"
+
+
+def test_a_bar_with_bytes_rows_and_time_left_is_drawn_on_a_terminal(sample, warehouse):
+    controller, terminal = os.openpty()
+    process = subprocess.Popen(
+        [pmill.binary(), "count", "--warehouse", warehouse, "--name", "j", "--input", sample, "--text", "TEXT"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        env=pmill.environment(TERM="xterm"),
+    )
+    os.close(terminal)
+    seen = b""
+    while True:
+        try:
+            part = os.read(controller, 65536)
+        except OSError:
+            # The other end is closed.
+            break
+        if not part:
+            break
+        seen += part
+    os.close(controller)
+    assert (process.wait(timeout=60), process.stdout.read()) == (0, b"")
+    text = seen.decode()
+    assert "rows/s" in text and " left" in text and "MiB" in text
+    assert "counted j: 20,000 rows" in text
 
 
 def test_quiet_says_nothing(corpus, warehouse):
