@@ -27,9 +27,9 @@ def binary():
 
 
 def environment(**more):
-    """The environment without pmill's own variables; a backtrace would be printed if one were made."""
+    """The environment without pmill's own variables; help is 100 wide, and a backtrace would be printed if made."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PMILL_")}
-    return kept | {"RUST_BACKTRACE": "1"} | {key: str(value) for key, value in more.items()}
+    return kept | {"RUST_BACKTRACE": "1", "COLUMNS": "100"} | {key: str(value) for key, value in more.items()}
 
 
 class Result:
@@ -63,7 +63,7 @@ def peak_memory(pid):
     return 0
 
 
-def run(*arguments, code=0, timeout=120, cwd=None, stdin=b"", env=None):
+def run(*arguments, code=0, timeout=120, cwd=None, stdin=b"", env=None, noise=NOISE):
     """Runs pmill to its end and checks its exit code, and that no noise is in its messages."""
     arguments = [str(argument) for argument in arguments]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as given:
@@ -91,8 +91,8 @@ def run(*arguments, code=0, timeout=120, cwd=None, stdin=b"", env=None):
             time.monotonic() - began,
             peak,
         )
-    for noise in NOISE:
-        assert noise not in result.err, result
+    for text in noise:
+        assert text not in result.err, result
     if code is not None:
         assert result.code == code, result
     return result
@@ -156,9 +156,7 @@ class Job:
 
     def every_file_ever(self, table):
         """Names of all files that any version added."""
-        return {
-            action["add"]["path"] for version in log(self.folder(table)) for action in version if "add" in action
-        }
+        return {action["add"]["path"] for version in log(self.folder(table)) for action in version if "add" in action}
 
     def table(self, table):
         return pa.concat_tables(pq.read_table(path) for path in self.files(table))
@@ -199,7 +197,9 @@ class Job:
         return self._property("pmill.facts")
 
     def _property(self, key):
-        newest = [action["metaData"] for version in log(self.folder("pairs")) for action in version if "metaData" in action]
+        newest = [
+            action["metaData"] for version in log(self.folder("pairs")) for action in version if "metaData" in action
+        ]
         return json.loads(newest[-1]["configuration"][key])
 
     def orphans(self):
@@ -223,7 +223,18 @@ def count(warehouse, name, inputs, text, *flags, **options):
     """Counts and gives the job; its summary is in `.summary`."""
     inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
     result = run(
-        "count", "--warehouse", warehouse, "--name", name, "--input", *inputs, "--text", text, *flags, "--json", **options
+        "count",
+        "--warehouse",
+        warehouse,
+        "--name",
+        name,
+        "--input",
+        *inputs,
+        "--text",
+        text,
+        *flags,
+        "--json",
+        **options,
     )
     job = Job(warehouse, name)
     job.summary, job.result = result.json, result

@@ -65,9 +65,7 @@ def test_a_bad_file_is_skipped_and_listed_and_the_good_one_counted(file, column,
     bad = data / "parquet-variety" / file
     texts = ["red fox", "red hen", "fox and hen", None]
     good = pmill.write(tmp_path / "good.parquet", texts, column=column)
-    job = pmill.count(
-        warehouse, "j", [bad, good], column, "--on-bad-file", "skip", "--memory-limit", LIMIT, timeout=60
-    )
+    job = pmill.count(warehouse, "j", [bad, good], column, "--on-bad-file", "skip", "--memory-limit", LIMIT, timeout=60)
     assert job.pairs() == pmill.document_counts(text.split() for text in texts if text)
     alone = pmill.count(warehouse, "alone", good, column)
     assert job.content("pairs") == alone.content("pairs") and job.content("vocab") == alone.content("vocab")
@@ -82,13 +80,11 @@ def test_a_bad_file_is_skipped_and_listed_and_the_good_one_counted(file, column,
     assert job.orphans() == []
 
 
-@pytest.mark.parametrize("file, column", UNDETECTABLE)
-def test_damage_elsewhere_in_a_file_does_not_change_the_counts(file, column, data, warehouse):
-    if column != "TEXT":
-        pytest.skip("its text is wrong, and no reader can tell: " + UNDETECTABLE[file, column])
+@pytest.mark.parametrize("file", [file for file, column in UNDETECTABLE if column == "TEXT"])
+def test_damage_elsewhere_in_a_file_does_not_change_the_counts(file, data, warehouse):
     folder = data / "parquet-variety"
-    damaged = pmill.count(warehouse, "damaged", folder / file, column)
-    good = pmill.count(warehouse, "good", folder / "written-here" / "pa-none.parquet", column)
+    damaged = pmill.count(warehouse, "damaged", folder / file, "TEXT")
+    good = pmill.count(warehouse, "good", folder / "written-here" / "pa-none.parquet", "TEXT")
     assert damaged.content("pairs") == good.content("pairs")
 
 
@@ -152,6 +148,34 @@ def test_a_value_that_many_rows_share_is_counted_within_the_memory_limit(warehou
     assert job.result.peak_bytes <= 1.25 * LIMIT + (300 << 20)
 
 
+def varint(number, length=1):
+    """Thrift's variable-length integer, filled up to `length` bytes."""
+    groups = []
+    while number or len(groups) < length:
+        groups.append(number & 127)
+        number >>= 7
+    return bytes([group | 128 for group in groups[:-1]] + groups[-1:])
+
+
+@pytest.mark.xfail(strict=True, reason="page headers are not checked before a page is decompressed")
+def test_a_bomb_whose_footer_lies_ends_in_an_error_within_the_memory_limit(warehouse, tmp_path):
+    path = tmp_path / "liar.parquet"
+    table = pa.table({"TEXT": ["a" * (400 << 20)]})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, write_statistics=False)
+    del table
+    # The footer says 2,000 bytes; the page holds 400 MiB.
+    true = pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size
+    whole = path.read_bytes()
+    start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    said = varint(2 * true)
+    footer = whole[start:].replace(said, varint(2 * 2000, len(said)))
+    path.write_bytes(whole[:start] + footer)
+    assert pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size == 2000
+    arguments = ["count", "--warehouse", warehouse, "--name", "j", "--input", path, "--text", "TEXT"]
+    refused(pmill.run(*arguments, "--memory-limit", LIMIT, code=None), path)
+    assert pmill.nothing_left(warehouse) == []
+
+
 def test_a_file_with_invalid_utf8_is_named_with_its_row(data, warehouse):
     for name in ("invalid-utf8-binary", "invalid-utf8-string"):
         path = data / "multilingual" / f"{name}.parquet"
@@ -208,9 +232,7 @@ def test_a_warehouse_that_is_a_file_is_refused(tmp_path):
     corpus = pmill.write(tmp_path / "t.parquet", ["a b"])
     blocked = tmp_path / "file"
     blocked.write_text("")
-    result = pmill.run(
-        "count", "--warehouse", blocked, "--name", "j", "--input", corpus, "--text", "TEXT", code=2
-    )
+    result = pmill.run("count", "--warehouse", blocked, "--name", "j", "--input", corpus, "--text", "TEXT", code=2)
     assert "it is a file; give a folder" in result.err
 
 

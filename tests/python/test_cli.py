@@ -1,6 +1,7 @@
 """A person's manners: help, completions, summaries, quiet, JSON."""
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -66,6 +67,33 @@ def test_the_closing_summary_goes_to_stderr_and_nothing_to_stdout(corpus, wareho
     assert "\r" not in result.err and "\x1b" not in result.err, "no bar when nobody watches"
 
 
+def test_a_bar_with_bytes_rows_and_time_left_is_drawn_on_a_terminal(sample, warehouse):
+    controller, terminal = os.openpty()
+    process = subprocess.Popen(
+        [pmill.binary(), "count", "--warehouse", warehouse, "--name", "j", "--input", sample, "--text", "TEXT"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        env=pmill.environment(TERM="xterm"),
+    )
+    os.close(terminal)
+    seen = b""
+    while True:
+        try:
+            part = os.read(controller, 65536)
+        except OSError:
+            # The other end is closed.
+            break
+        if not part:
+            break
+        seen += part
+    os.close(controller)
+    assert (process.wait(timeout=60), process.stdout.read()) == (0, b"")
+    text = seen.decode()
+    assert "rows/s" in text and " left" in text and "MiB" in text
+    assert "counted j: 20,000 rows" in text
+
+
 def test_quiet_says_nothing(corpus, warehouse):
     flags = ["--warehouse", warehouse, "--name", "j", "--quiet"]
     for command in (["count", *flags, "--input", corpus, "--text", "TEXT"], ["score", *flags]):
@@ -117,8 +145,10 @@ def test_inspect_lists_jobs_and_shows_one(corpus, warehouse):
     assert "first_job" in pmill.run("inspect", "--warehouse", warehouse, "--name", "third_job", code=2).err
 
 
-def test_logs_are_fields_on_stderr_and_hold_no_text(warehouse, tmp_path):
+def test_logs_go_to_stderr_without_colours_and_hold_no_text(warehouse, tmp_path):
     corpus = pmill.write(tmp_path / "t.parquet", ["zanzibar secretword"])
-    result = pmill.run("count", "--warehouse", warehouse, "--name", "j", "--input", corpus, "--text", "TEXT", "-vv")
-    assert result.raw == b""
+    flags = ["--warehouse", warehouse, "--name", "j", "--input", corpus, "--text", "TEXT", "-vv"]
+    result = pmill.run("count", *flags, noise=())
+    assert result.raw == b"" and "DEBUG" in result.err
     assert "secretword" not in result.err
+    assert "\x1b" not in result.err, "stderr is no terminal here"

@@ -158,9 +158,7 @@ def test_a_list_of_inputs_with_a_bad_name_needs_no_column(warehouse):
 @pytest.mark.parametrize("name", ["Captions", "a-b", "1st", "", "a.b", "../x", "information_schema", "public"])
 def test_a_name_that_sql_could_not_say_is_refused(name, warehouse, tmp_path):
     corpus = pmill.write(tmp_path / "t.parquet", TEXTS)
-    result = pmill.run(
-        "count", "--warehouse", warehouse, f"--name={name}", "--input", corpus, "--text", "TEXT", code=2
-    )
+    result = pmill.run("count", "--warehouse", warehouse, f"--name={name}", "--input", corpus, "--text", "TEXT", code=2)
     assert f"`{name}`" in result.err
     assert pmill.nothing_left(warehouse) == []
 

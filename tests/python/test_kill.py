@@ -113,9 +113,27 @@ def test_ctrl_c_stops_within_seconds_and_commits_nothing(moment, large, undistur
     job = pmill.Job(warehouse, "j")
     assert not job.exists("pairs") and not job.exists("vocab")
     assert list(warehouse.rglob("scratch")) == []
-    again = pmill.count(warehouse, "j", large, "TEXT", *FLAGS)
-    assert again.content("pairs") == undisturbed.content("pairs")
-    assert again.orphans() == []
+    if moment == "counting":
+        again = pmill.count(warehouse, "j", large, "TEXT", *FLAGS)
+        assert again.content("pairs") == undisturbed.content("pairs")
+        assert again.orphans() == []
+
+
+def test_what_a_dead_process_left_goes_away_at_the_next_run(warehouse, tmp_path):
+    corpus = pmill.write(tmp_path / "t.parquet", ["red fox", "red hen"])
+    job = pmill.count(warehouse, "j", corpus, "TEXT")
+    pmill.score(job)
+    # As a kill leaves it between the commit and the clearing away, or in the middle of writing.
+    for table in ("vocab", "pairs", "sources", "pmi"):
+        (job.folder(table) / "part-00000-0123456789abcdef.parquet").write_bytes(b"half a fi")
+    plan = warehouse / ".pmill" / "j" / "plan-0123456789abcdef"
+    plan.mkdir()
+    (plan / "unit-00000-000.run").write_bytes(b"half a run")
+    (warehouse / ".pmill" / "j" / "scratch").mkdir()
+    assert len(job.orphans()) == 7
+    assert pmill.count(warehouse, "j", corpus, "TEXT").summary["status"] == "unchanged"
+    assert pmill.score(job)["status"] == "unchanged"
+    assert job.orphans() == []
 
 
 def test_scoring_killed_at_any_moment_leaves_the_old_scores_or_the_new(undisturbed, tmp_path):

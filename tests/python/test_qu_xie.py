@@ -63,7 +63,14 @@ def test_counts_and_scores_equal_the_reference_to_the_last_pair(
         oracle, shared, wordnet, data / "captions" / name, column, tmp_path / "reference.parquet", 1_000_000
     )
     job = pmill.count(
-        warehouse, "captions", data / "captions" / name, column, "--tokenizer", "qu-xie", "--lemma", f"wordnet:{wordnet}"
+        warehouse,
+        "captions",
+        data / "captions" / name,
+        column,
+        "--tokenizer",
+        "qu-xie",
+        "--lemma",
+        f"wordnet:{wordnet}",
     )
     assert len(counts) > 10_000
     compare(job, counts, scores)
@@ -102,7 +109,16 @@ def test_the_captions_pipeline_gives_the_same_tables_as_the_two_commands(data, w
     assert summary["count"]["status"] == "counted"
     assert "qu_xie" in summary["score"]["measures"]
     other = pmill.count(
-        warehouse, "other", corpus, "TEXT", "--tokenizer", "qu-xie", "--lemma", f"wordnet:{wordnet}", "--vocab-size", 20_000
+        warehouse,
+        "other",
+        corpus,
+        "TEXT",
+        "--tokenizer",
+        "qu-xie",
+        "--lemma",
+        f"wordnet:{wordnet}",
+        "--vocab-size",
+        20_000,
     )
     pmill.score(other, "--preset", "qu-xie")
     piped = pmill.Job(warehouse, "captions")

@@ -13,7 +13,9 @@ def flags(corpus, *more):
 
 
 def test_the_quickstart_pipeline_shows_the_planted_pairs_first(sample, warehouse):
-    result = pmill.run("run", QUICKSTART, "--warehouse", warehouse, *flags(sample, "--set", "score.min_pair_count=10"), "--json")
+    result = pmill.run(
+        "run", QUICKSTART, "--warehouse", warehouse, *flags(sample, "--set", "score.min_pair_count=10"), "--json"
+    )
     assert result.json["count"]["status"] == result.json["score"]["status"] == "counted"
     top = pmill.sql(warehouse, 'SELECT "left", "right" FROM quickstart.pmi ORDER BY npmi DESC LIMIT 10')
     planted = pmill.run("sample-corpus", "--output", warehouse.parent / "tiny", "--rows", 10, "--json").json["planted"]

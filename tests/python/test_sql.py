@@ -22,7 +22,7 @@ def scored(tmp_path_factory):
     return job
 
 
-QUERY = "SELECT \"left\", \"right\", n_xy, pmi FROM animals.pmi ORDER BY pmi DESC, \"left\", \"right\""
+QUERY = 'SELECT "left", "right", n_xy, pmi FROM animals.pmi ORDER BY pmi DESC, "left", "right"'
 
 
 def rows(job):
@@ -49,7 +49,9 @@ def test_csv_has_a_header_also_without_rows(scored):
     out = pmill.run("sql", "--warehouse", scored.warehouse, "--format", "csv", QUERY).out
     lines = list(csv.DictReader(io.StringIO(out)))
     assert [(line["left"], float(line["pmi"])) for line in lines] == [(row["left"], row["pmi"]) for row in rows(scored)]
-    empty = pmill.run("sql", "--warehouse", scored.warehouse, "--format", "csv", QUERY.replace("ORDER", "WHERE false ORDER"))
+    empty = pmill.run(
+        "sql", "--warehouse", scored.warehouse, "--format", "csv", QUERY.replace("ORDER", "WHERE false ORDER")
+    )
     assert empty.out == "left,right,n_xy,pmi\n"
 
 
@@ -91,7 +93,17 @@ def test_information_schema_lists_tables_and_columns(scored):
         "SELECT column_name FROM information_schema.columns WHERE table_schema = 'animals' AND table_name = 'pmi' "
         "ORDER BY ordinal_position",
     )
-    assert [row["column_name"] for row in columns] == ["left", "right", "n_xy", "n_x", "n_y", "n", "pmi", "npmi", "ppmi"]
+    assert [row["column_name"] for row in columns] == [
+        "left",
+        "right",
+        "n_xy",
+        "n_x",
+        "n_y",
+        "n",
+        "pmi",
+        "npmi",
+        "ppmi",
+    ]
 
 
 def test_pairs_and_vocabulary_join(scored):
@@ -104,7 +116,7 @@ def test_pairs_and_vocabulary_join(scored):
 
 
 def test_the_corpus_is_asked_by_its_path(scored):
-    query = f"SELECT \"TEXT\", count(*) AS n FROM '{scored.corpus}' GROUP BY \"TEXT\" ORDER BY n DESC LIMIT 1"
+    query = f'SELECT "TEXT", count(*) AS n FROM \'{scored.corpus}\' GROUP BY "TEXT" ORDER BY n DESC LIMIT 1'
     assert pmill.sql(scored.warehouse, query) == [{"TEXT": "red fox", "n": 2}]
 
 

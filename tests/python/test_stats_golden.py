@@ -198,14 +198,10 @@ def two_by_two(row):
 
 def test_scipy_chi2_contingency(pairs, folder):
     counts = "n_xy, n_x, n_y, n"
-    rows, found = score(
-        pairs, {"chi": f"chi_squared({counts})", "g2": f"log_likelihood_ratio({counts})"}, folder
-    )
+    rows, found = score(pairs, {"chi": f"chi_squared({counts})", "g2": f"log_likelihood_ratio({counts})"}, folder)
     chosen = list(zip(rows, found))[::3]
     for power, name in ((1, "chi"), (0, "g2")):
-        expected = [
-            stats.chi2_contingency(two_by_two(row), correction=False, lambda_=power)[0] for row, _ in chosen
-        ]
+        expected = [stats.chi2_contingency(two_by_two(row), correction=False, lambda_=power)[0] for row, _ in chosen]
         check([answer for _, answer in chosen], name, expected, absolute=1e-9)
 
 
@@ -261,16 +257,13 @@ def test_scikit_learn_mutual_information(labels, folder):
     metrics = pytest.importorskip("sklearn.metrics")
     x, y, file = labels
     averages = ["arithmetic", "geometric", "min", "max"]
-    columns = ", ".join(
-        f"normalized_mutual_information(x, y, NULL, '{average}') AS {average}" for average in averages
-    )
+    columns = ", ".join(f"normalized_mutual_information(x, y, NULL, '{average}') AS {average}" for average in averages)
     row = ask(f"SELECT mutual_information(x, y) AS mi, {columns} FROM '{file}'", folder)
     check(row, "mi", [metrics.mutual_info_score(x, y)])
     for average in averages:
         check(row, average, [metrics.normalized_mutual_info_score(x, y, average_method=average)])
     counted = ask(
-        "SELECT mutual_information(x, y, c) AS mi FROM "
-        f"(SELECT x, y, count(*) AS c FROM '{file}' GROUP BY x, y)",
+        f"SELECT mutual_information(x, y, c) AS mi FROM (SELECT x, y, count(*) AS c FROM '{file}' GROUP BY x, y)",
         folder,
     )
     assert counted[0]["mi"] == row[0]["mi"]
@@ -325,8 +318,13 @@ def test_scipy_bootstrap_has_the_same_width(folder):
         folder,
     )[0]
     reference = stats.bootstrap(
-        (x, y), lambda a, b: stats.pearsonr(a, b)[0], paired=True, vectorized=False, n_resamples=2000,
-        method="percentile", rng=np.random.default_rng(2),
+        (x, y),
+        lambda a, b: stats.pearsonr(a, b)[0],
+        paired=True,
+        vectorized=False,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(2),
     ).confidence_interval
     assert close(number(row["estimate"]), stats.pearsonr(x, y)[0])
     # Two bootstraps with other draws: the ends agree to a tenth of the width.

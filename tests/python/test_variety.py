@@ -79,7 +79,14 @@ def test_odd_layouts_count_as_their_text(file, written, warehouse):
     assert job.summary["rows"] == len(texts)
 
 
-@pytest.mark.parametrize("row", variety.manifest("good-foreign"), ids=variety.name)
+FOREIGN = [
+    row
+    for row in variety.manifest("good-foreign")
+    if row is None or "string" in row["columns"] or "binary" in row["columns"]
+]
+
+
+@pytest.mark.parametrize("row", FOREIGN, ids=variety.name)
 def test_files_of_other_writers_count_as_pyarrow_reads_them(row, data, tmp_path):
     if row is None:
         pytest.skip("the shared data is not here (set PMILL_SHARED)")

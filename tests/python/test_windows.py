@@ -14,8 +14,8 @@ WINDOW = ["--context", "window", "--tokenizer", "whitespace"]
 
 @pytest.fixture(scope="module")
 def articles(data, tmp_path_factory):
-    """60 WikiText-2 articles, as a file and as rows of words."""
-    table = pq.read_table(data / "documents" / "wikitext2-valid-test.parquet", columns=["text"]).slice(0, 60)
+    """30 WikiText-2 articles, as a file and as rows of words."""
+    table = pq.read_table(data / "documents" / "wikitext2-valid-test.parquet", columns=["text"]).slice(0, 30)
     path = tmp_path_factory.mktemp("articles") / "articles.parquet"
     pq.write_table(table, path, row_group_size=16)
     return path, [text.split() for text in table["text"].to_pylist()]

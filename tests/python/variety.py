@@ -32,5 +32,8 @@ def text_columns(row):
     return [
         column
         for column, kind in columns(row).items()
-        if kind.startswith(kinds) and ("string" in kind or "binary" in kind) and "struct" not in kind and "map" not in kind
+        if kind.startswith(kinds)
+        and ("string" in kind or "binary" in kind)
+        and "struct" not in kind
+        and "map" not in kind
     ]

@@ -1,0 +1,89 @@
+# make demo    build pmill and run it: a made corpus in, a PMI table out, the top pairs in SQL
+# make test    everything that must hold, with whatever it needs set up first; CI runs this
+# make check   the quick gate: format, clippy, unit tests
+# make clean   remove what these made
+#
+# CARGO_TARGET_DIR and PMILL_CACHE (virtual environment, WordNet; default .cache) say where things are kept.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean tools-demo tools-test format lint build unit docs python
+
+CARGO ?= cargo
+PMILL_CACHE ?= .cache
+CARGO_TARGET_DIR ?= target
+export CARGO_TARGET_DIR
+CACHE := $(abspath $(PMILL_CACHE))
+TARGET := $(abspath $(CARGO_TARGET_DIR))
+# Processes of the Python tests.
+PYTEST_WORKERS ?= 2
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+# The demo ---------------------------------------------------------------------------------------
+
+DEMO := $(TARGET)/demo/pmill
+
+demo: tools-demo
+	$(CARGO) build --locked --profile demo -p pmill-cli
+	@if [ ! -d demo/corpus ]; then \
+		rm -rf demo && mkdir demo && \
+		$(DEMO) sample-corpus --output demo/corpus.part --rows 200000 && mv demo/corpus.part demo/corpus; \
+	fi
+	$(DEMO) run pipelines/quickstart.toml --warehouse demo/wh --set input.paths='["demo/corpus"]'
+	@echo
+	@echo "The pairs that stand together most (npmi), with the rows that hold both (n_xy), each (n_x, n_y), and all (n):"
+	@$(DEMO) sql --warehouse demo/wh \
+		'SELECT "left", "right", n_xy, n_x, n_y, n, round(npmi, 3) AS npmi FROM quickstart.pmi ORDER BY npmi DESC, n_xy DESC LIMIT 15'
+	@echo "Try next, on captions of your own:" \
+		"$(patsubst $(CURDIR)/%,%,$(DEMO)) run pipelines/quickstart.toml --warehouse wh --set input.paths='[\"FOLDER\"]' --set input.text=COLUMN"
+
+# The tests --------------------------------------------------------------------------------------
+
+BIN := $(TARGET)/debug/pmill
+
+# In this order, one after the other: what fails fast comes first.
+test: tools-test
+	$(MAKE) --no-print-directory format
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory build
+	PMILL_BIN=$(BIN) $(CARGO) test --workspace --locked
+	$(MAKE) --no-print-directory docs
+	$(MAKE) --no-print-directory python
+
+check: tools-test format lint unit
+
+format:
+	$(CARGO) fmt --all --check
+
+lint:
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+# All targets, so that the features of shared crates are those of `cargo test` and nothing is built twice.
+build:
+	$(CARGO) build --workspace --all-targets --locked
+
+unit:
+	$(CARGO) test --workspace --lib --bins --locked
+
+docs:
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --workspace --no-deps --locked
+
+python:
+	venv=$$(tools/python-environment $(CACHE)); \
+	PMILL_BIN=$${PMILL_BIN:-$(BIN)} PMILL_WORDNET=$$(tools/wordnet $(CACHE)) \
+		"$$venv/bin/pytest" -c tests/python/pytest.ini -n $(PYTEST_WORKERS) --dist loadfile tests/python
+
+# ------------------------------------------------------------------------------------------------
+
+tools-demo:
+	@tools/check-tools demo
+
+tools-test:
+	@tools/check-tools test
+
+clean:
+	rm -rf demo .cache .venv
+	$(CARGO) clean
