@@ -1,5 +1,7 @@
 //! The `pmill` binary: co-occurrence and PMI tables from Parquet corpora.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod count;
 mod inspect;
 mod limits;

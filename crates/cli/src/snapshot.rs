@@ -572,8 +572,3 @@ fn merge_text(report: &MergeReport) -> String {
     }
     text
 }
-
-/// A callback for callers that show nothing.
-pub fn quiet(_: Progress) -> bool {
-    true
-}

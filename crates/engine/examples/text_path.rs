@@ -24,18 +24,12 @@ struct Bytes(u64);
 impl RowReceiver for Bytes {
     type Error = EngineError;
 
-    fn texts<'a>(
-        &mut self,
-        rows: &mut dyn Iterator<Item = Option<&'a str>>,
-    ) -> Result<(), EngineError> {
+    fn texts(&mut self, rows: &mut dyn Iterator<Item = Option<&str>>) -> Result<(), EngineError> {
         self.0 += rows.flatten().map(|text| text.len() as u64).sum::<u64>();
         Ok(())
     }
 
-    fn tokens<'a>(
-        &mut self,
-        _row: Option<&mut dyn Iterator<Item = &'a str>>,
-    ) -> Result<(), EngineError> {
+    fn tokens(&mut self, _row: Option<&mut dyn Iterator<Item = &str>>) -> Result<(), EngineError> {
         Ok(())
     }
 }
@@ -55,10 +49,7 @@ struct Tokens {
 impl RowReceiver for Tokens {
     type Error = EngineError;
 
-    fn texts<'a>(
-        &mut self,
-        rows: &mut dyn Iterator<Item = Option<&'a str>>,
-    ) -> Result<(), EngineError> {
+    fn texts(&mut self, rows: &mut dyn Iterator<Item = Option<&str>>) -> Result<(), EngineError> {
         self.ids.clear();
         self.ends.clear();
         match &mut self.encoder {
@@ -69,10 +60,7 @@ impl RowReceiver for Tokens {
         Ok(())
     }
 
-    fn tokens<'a>(
-        &mut self,
-        _row: Option<&mut dyn Iterator<Item = &'a str>>,
-    ) -> Result<(), EngineError> {
+    fn tokens(&mut self, _row: Option<&mut dyn Iterator<Item = &str>>) -> Result<(), EngineError> {
         Ok(())
     }
 }

@@ -30,19 +30,13 @@ pub trait RowReceiver {
     ///
     /// # Errors
     /// The receiver's own.
-    fn texts<'a>(
-        &mut self,
-        rows: &mut dyn Iterator<Item = Option<&'a str>>,
-    ) -> Result<(), Self::Error>;
+    fn texts(&mut self, rows: &mut dyn Iterator<Item = Option<&str>>) -> Result<(), Self::Error>;
 
     /// One row of tokens made already; `None` is a null.
     ///
     /// # Errors
     /// The receiver's own.
-    fn tokens<'a>(
-        &mut self,
-        row: Option<&mut dyn Iterator<Item = &'a str>>,
-    ) -> Result<(), Self::Error>;
+    fn tokens(&mut self, row: Option<&mut dyn Iterator<Item = &str>>) -> Result<(), Self::Error>;
 }
 
 /// Why a batch cannot be read.
@@ -322,12 +316,12 @@ mod tests {
     impl RowReceiver for Kept {
         type Error = ();
 
-        fn texts<'a>(&mut self, rows: &mut dyn Iterator<Item = Option<&'a str>>) -> Result<(), ()> {
+        fn texts(&mut self, rows: &mut dyn Iterator<Item = Option<&str>>) -> Result<(), ()> {
             self.0.extend(rows.map(|row| row.map(str::to_owned)));
             Ok(())
         }
 
-        fn tokens<'a>(&mut self, row: Option<&mut dyn Iterator<Item = &'a str>>) -> Result<(), ()> {
+        fn tokens(&mut self, row: Option<&mut dyn Iterator<Item = &str>>) -> Result<(), ()> {
             self.0
                 .push(row.map(|tokens| tokens.collect::<Vec<_>>().join("|")));
             Ok(())

@@ -374,6 +374,9 @@ pub(crate) fn parse<T: serde::de::DeserializeOwned>(json: &str) -> Result<T, Eng
     })
 }
 
+/// Files left out, with the reason.
+type Skipped = Vec<(InputFile, EngineError)>;
+
 /// Settings resolved, session open.
 struct Prepared {
     session: Session,
@@ -407,7 +410,7 @@ impl Prepared {
         job: &CountJob,
         inputs: &[InputFile],
         progress: &dyn Progress,
-    ) -> Result<(Vec<CorpusFile>, Vec<(InputFile, EngineError)>), EngineError> {
+    ) -> Result<(Vec<CorpusFile>, Skipped), EngineError> {
         if job.memory_limit < SMALLEST_LIMIT {
             return Err(EngineError::Memory {
                 limit: job.memory_limit.to_string(),
@@ -510,7 +513,7 @@ struct Counted {
 }
 
 impl Run<'_> {
-    fn run(&self, bad: Vec<(InputFile, EngineError)>) -> Result<CountSummary, EngineError> {
+    fn run(&self, bad: Skipped) -> Result<CountSummary, EngineError> {
         let units = units::plan(self.files, self.budget.unit_bytes());
         let digest = self.digest(&units);
         let work = WorkFolder::open(self.job_folder, &digest)?;

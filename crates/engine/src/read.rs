@@ -162,7 +162,7 @@ struct Worker<'a> {
 
 enum Source {
     Collect {
-        builder: DictionaryBuilder,
+        builder: Box<DictionaryBuilder>,
         number: u32,
     },
     LookUp(Box<LookUp>),
@@ -370,10 +370,7 @@ fn store(
 impl RowReceiver for Worker<'_> {
     type Error = EngineError;
 
-    fn texts<'a>(
-        &mut self,
-        rows: &mut dyn Iterator<Item = Option<&'a str>>,
-    ) -> Result<(), EngineError> {
+    fn texts(&mut self, rows: &mut dyn Iterator<Item = Option<&str>>) -> Result<(), EngineError> {
         let from = self.chunk.ids.len();
         self.ends.clear();
         let (ids, ends) = (&mut self.chunk.ids, &mut self.ends);
@@ -384,10 +381,7 @@ impl RowReceiver for Worker<'_> {
         self.appended(from)
     }
 
-    fn tokens<'a>(
-        &mut self,
-        row: Option<&mut dyn Iterator<Item = &'a str>>,
-    ) -> Result<(), EngineError> {
+    fn tokens(&mut self, row: Option<&mut dyn Iterator<Item = &str>>) -> Result<(), EngineError> {
         let from = self.chunk.ids.len();
         let ids = &mut self.chunk.ids;
         if let Some(row) = row {
@@ -408,7 +402,7 @@ fn collect(job: &ReadJob<'_>, shared: &Shared) -> Result<Source, EngineError> {
     let number = u32::try_from(slots.len() - 1)
         .map_err(|_| EngineError::Bug("too many dictionaries".into()))?;
     Ok(Source::Collect {
-        builder: DictionaryBuilder::new(job.extractor),
+        builder: Box::new(DictionaryBuilder::new(job.extractor)),
         number,
     })
 }
