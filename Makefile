@@ -1,6 +1,7 @@
 # make demo    build pmill and run it: a made corpus in, a PMI table out, the top pairs in SQL
 # make test    everything that must hold, with whatever it needs set up first; CI runs this
 # make check   the quick gate: format, clippy, unit tests
+# make bench   pmill against its peers on the same files, into docs/benchmarks.md (DOCUMENTS, CAPTIONS, GLOVE=folder)
 # make clean   remove what these made
 #
 # CARGO_TARGET_DIR and PMILL_CACHE (virtual environment, WordNet; default .cache) say where things are kept.
@@ -8,7 +9,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean tools-demo tools-test format lint build unit docs python
+.PHONY: help demo test check bench clean tools-demo tools-test format lint build unit docs python
 
 CARGO ?= cargo
 PMILL_CACHE ?= .cache
@@ -75,6 +76,24 @@ python:
 	venv=$$(tools/python-environment $(CACHE)); \
 	PMILL_BIN=$${PMILL_BIN:-$(BIN)} PMILL_WORDNET=$$(tools/wordnet $(CACHE)) \
 		"$$venv/bin/pytest" -c tests/python/pytest.ini -n $(PYTEST_WORKERS) --dist loadfile tests/python
+
+# The benchmarks ---------------------------------------------------------------------------------
+
+DOCUMENTS ?= 100e6
+CAPTIONS ?= 50e6
+GLOVE ?=
+BENCH := $(CACHE)/bench
+EXAMPLES := $(TARGET)/demo/examples
+
+bench: tools-test
+	$(CARGO) build --locked --profile demo -p pmill-cli
+	$(CARGO) build --locked --profile demo -p pmill-count --example rate
+	$(CARGO) build --locked --profile demo -p pmill-engine --example text_path
+	venv=$$(tools/python-environment $(CACHE)); wordnet=$$(tools/wordnet $(CACHE)); \
+	"$$venv/bin/python" tools/bench.py --pmill $(DEMO) --work $(BENCH) --out docs/benchmarks.md \
+		--documents $(DOCUMENTS) --captions $(CAPTIONS) --glove "$(GLOVE)" \
+		--part "The kernel alone, ids in memory, rows emitted" "$(EXAMPLES)/rate --tokens 100000000 --probe" \
+		--text-path "$(EXAMPLES)/text_path" --wordnet "$$wordnet"
 
 # ------------------------------------------------------------------------------------------------
 

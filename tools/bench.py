@@ -224,6 +224,18 @@ class Bench:
         self.page.append("## How cost grows: uniform windows, limit 4 GiB\n\n" +
                          table(["tokens", "vocabulary", "window", "CPU s", "wall s", "tokens/s", "pairs", "peak MiB"], rows))
 
+    def text(self):
+        """One thread, one file of the captions: decode, and decode with each tokenizer."""
+        if not self.options.text_path:
+            return
+        folder = self.corpus("captions", int(self.options.captions), 400_000)
+        file = sorted(glob.glob(os.path.join(folder, "*.parquet")))[0]
+        lemma = [f"wordnet:{self.options.wordnet}"] if self.options.wordnet else []
+        run = self.check(Run("text path", [self.options.text_path, file, "TEXT", "whitespace", "words", "qu-xie", *lemma],
+                             self.options.limit))
+        self.page.append("## Text in, on one thread\n\nParquet decode alone; then with tokenizing and counting of terms (the "
+                         f"first pass), or with looking ids up.\n\n```\n{run.text.strip()}\n```\n")
+
     def parts(self):
         for name, command in self.options.part or []:
             run = Run(name, command.split(), self.options.limit)
@@ -256,7 +268,9 @@ def main():
     parser.add_argument("--limit", type=float, default=1200)
     parser.add_argument("--part", nargs=2, action="append", metavar=("NAME", "COMMAND"),
                         help="a further program whose output is put on the page")
-    parser.add_argument("--only", default="window,document,memory,growth")
+    parser.add_argument("--text-path", default="", help="the example text_path of pmill-engine")
+    parser.add_argument("--wordnet", default="", help="folder with index.noun and noun.exc")
+    parser.add_argument("--only", default="window,document,memory,growth,text")
     options = parser.parse_args()
     options.pmill = os.path.abspath(options.pmill)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -271,6 +285,8 @@ def main():
             bench.memory(documents)
         elif part == "growth":
             bench.growth([documents // 10, documents * 3 // 10, documents])
+        elif part == "text":
+            bench.text()
         else:
             parser.error(f"no part {part}")
     bench.parts()
