@@ -375,10 +375,19 @@ fn viewed(field: &Field) -> Field {
 /// The innermost reason of an engine error, on one line.
 fn reason(error: &DataFusionError) -> String {
     let root = error.find_root().to_string();
-    let text = root
-        .trim_start_matches("Parquet error: ")
-        .trim_start_matches("Parquet argument error: ")
-        .trim_start_matches("Arrow error: ");
+    let mut text = root.as_str();
+    // Each layer puts its name before the reason.
+    while let Some(rest) = [
+        "Parquet error: ",
+        "Parquet argument error: ",
+        "Arrow error: ",
+        "External: ",
+    ]
+    .iter()
+    .find_map(|layer| text.strip_prefix(layer))
+    {
+        text = rest;
+    }
     one_line(text)
 }
 
