@@ -1,5 +1,7 @@
 //! Flags that every command takes, and what they come to.
 
+use std::io::IsTerminal;
+
 use clap::Args;
 use pmill_engine::memory::{ByteSize, default_limit};
 
@@ -49,6 +51,7 @@ impl Global {
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
             .init();
     }
 }

@@ -176,7 +176,7 @@ impl SampleCorpusArgs {
         let out = File::create(path).map_err(|error| fail(error.to_string()))?;
         let mut writer = ArrowWriter::try_new(out, schema.clone(), Some(properties))
             .map_err(|error| fail(error.to_string()))?;
-        let mut random = Random::new(self.seed ^ (file + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let mut random = Random::of_stream(self.seed, file);
         let mut tokens = 0;
         let mut start = rows.start;
         while start < rows.end {
@@ -366,6 +366,13 @@ impl Random {
         Self(seed)
     }
 
+    /// A stream of its own for each number. The start is a hash: two states that differ by a
+    /// multiple of the increment would give the same numbers, shifted.
+    fn of_stream(seed: u64, stream: u64) -> Self {
+        let start = Self::new(Self::new(seed).next().wrapping_add(stream)).next();
+        Self::new(start)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut value = self.0;
@@ -408,6 +415,15 @@ mod tests {
             assert!((i64::from(*count) - expected).abs() < 750, "{seen:?}");
         }
         assert_eq!(seen[3], 0);
+    }
+
+    #[test]
+    fn streams_do_not_run_into_each_other() {
+        let mut seen = std::collections::HashSet::new();
+        for stream in 0..8 {
+            let mut random = Random::of_stream(1, stream);
+            assert!((0..10_000).all(|_| seen.insert(random.next())));
+        }
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl Rows {
                     .build();
                 Self::Parquet(
                     ArrowWriter::try_new(out, schema.clone(), Some(properties))
-                        .map_err(|error| Failure::user(error.to_string()))?,
+                        .map_err(not_written)?,
                 )
             }
         })
@@ -179,9 +179,7 @@ impl Rows {
             Self::Table { batches, .. } => batches.push(batch.clone()),
             Self::Csv(writer) => writer.write(batch).map_err(failed)?,
             Self::Json(writer) => writer.write(batch).map_err(failed)?,
-            Self::Parquet(writer) => writer
-                .write(batch)
-                .map_err(|error| Failure::user(format!("cannot write the output: {error}")))?,
+            Self::Parquet(writer) => writer.write(batch).map_err(not_written)?,
         }
         Ok(())
     }
@@ -200,10 +198,7 @@ impl Rows {
                 out.flush()?;
             }
             Self::Parquet(writer) => {
-                writer
-                    .into_inner()
-                    .map_err(|error| Failure::user(format!("cannot write the output: {error}")))?
-                    .flush()?;
+                writer.into_inner().map_err(not_written)?.flush()?;
             }
         }
         Ok(())
@@ -223,4 +218,13 @@ fn failed(error: arrow::error::ArrowError) -> Failure {
     } else {
         Failure::user(format!("cannot write the output: {error}"))
     }
+}
+
+/// A Parquet error while writing; the writer turns what the pipe said into text.
+fn not_written(error: parquet::errors::ParquetError) -> Failure {
+    let text = error.to_string();
+    if text.contains("Broken pipe") || text.contains("os error 32") {
+        return Failure::ClosedPipe;
+    }
+    Failure::user(format!("cannot write the output: {text}"))
 }

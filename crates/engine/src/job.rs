@@ -229,7 +229,9 @@ pub fn count(
         };
         let existing = prepared.session.wait(Job::open(&warehouse, &name))?;
         if let Some(existing) = &existing {
-            return already_counted(&prepared, existing, &inputs, started);
+            let summary = already_counted(&prepared, existing, &inputs, started)?;
+            clean_up(&prepared, &warehouse, &name, &job_folder, &lock)?;
+            return Ok(summary);
         }
         let (files, bad) = prepared.open_all(job, &inputs, progress)?;
         let run = Run {
@@ -245,8 +247,7 @@ pub fn count(
             started,
         };
         let summary = run.run(bad)?;
-        clear(&job_folder, None)?;
-        prepared.session.wait(warehouse.sweep(&name, &lock))?;
+        clean_up(&prepared, &warehouse, &name, &job_folder, &lock)?;
         Ok(summary)
     })();
     let _ = std::fs::remove_dir_all(&scratch);
@@ -254,6 +255,19 @@ pub fn count(
         leave_nothing(&warehouse, &name, &job_folder, &lock);
     }
     result
+}
+
+/// Takes away the work in progress and orphaned table files: this run's, or a dead process's.
+fn clean_up(
+    prepared: &Prepared,
+    warehouse: &Warehouse,
+    name: &JobName,
+    job_folder: &Path,
+    lock: &JobLock,
+) -> Result<(), EngineError> {
+    clear(job_folder, None)?;
+    prepared.session.wait(warehouse.sweep(name, lock))?;
+    Ok(())
 }
 
 /// After a failed first try: takes away what it made, as far as nothing in it can be used again. A

@@ -16,6 +16,7 @@ pub mod column;
 pub mod counting;
 pub mod dictionaries;
 pub mod error;
+mod footer;
 pub mod input;
 pub mod inspect;
 pub mod job;

@@ -29,6 +29,7 @@ use parquet::arrow::parquet_to_arrow_schema;
 
 use crate::column::TextColumn;
 use crate::error::{EngineError, FileFault};
+use crate::footer;
 use crate::input::InputFile;
 use crate::memory::ByteSize;
 
@@ -122,8 +123,14 @@ impl Scanner {
                 .fetch_metadata()
                 .await
         })
-        .await
-        .map_err(|reason| fault(FileFault::Footer(footer_reason(&reason))))?;
+        .await;
+        let metadata = match metadata {
+            Ok(metadata) => metadata,
+            Err(reason) => {
+                let reason = explain_footer(store.as_ref(), &meta, reason).await;
+                return Err(fault(FileFault::Footer(reason)));
+            }
+        };
         let found = catch(|| {
             let file = metadata.file_metadata();
             parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())
@@ -404,9 +411,23 @@ fn one_line(text: &str) -> String {
     }
 }
 
-fn footer_reason(reason: &str) -> String {
-    if reason.contains("encryption") || reason.contains("encrypted") {
-        return format!("it is encrypted, which pmill does not read ({reason})");
+/// Why a footer does not parse; a file with encrypted columns is told as such.
+async fn explain_footer(store: &dyn ObjectStore, meta: &ObjectMeta, reason: String) -> String {
+    const LARGEST: u64 = 16 << 20;
+    let end = store
+        .get_range(&meta.location, meta.size.saturating_sub(8)..meta.size)
+        .await;
+    let length = end
+        .ok()
+        .and_then(|end| end.get(..4).and_then(|bytes| bytes.try_into().ok()))
+        .map_or(0, |bytes| u64::from(u32::from_le_bytes(bytes)));
+    if length <= LARGEST && length + 8 <= meta.size {
+        let range = meta.size - 8 - length..meta.size - 8;
+        if let Ok(footer) = store.get_range(&meta.location, range).await
+            && footer::names_encryption(&footer)
+        {
+            return "it has encrypted columns, which pmill does not read".into();
+        }
     }
     format!("not a readable Parquet file: {reason}")
 }

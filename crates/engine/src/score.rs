@@ -301,6 +301,9 @@ pub fn score(
         peak_memory_bytes: peak_rss().map(|size| size.0),
         notes,
     };
+    // What a dead process left goes away even when there is nothing else to do.
+    let lock = warehouse.lock(&name)?;
+    session.wait(warehouse.sweep(&name, &lock))?;
     if let (Some(pmi), Some((before, version))) = (&job.pmi, job.pmi_settings()?)
         && version == job.pairs.version()
         && parse::<RecordedScore>(&before)? == recorded
@@ -309,8 +312,6 @@ pub fn score(
         let note = "scored before with these settings; nothing changed".to_owned();
         return Ok(summary(Status::Unchanged, pmi.version(), rows, vec![note]));
     }
-    let lock = warehouse.lock(&name)?;
-    session.wait(warehouse.sweep(&name, &lock))?;
 
     let files = job.pairs.files()?;
     let terms = session.wait(Terms::read(session.context(), &job))?;

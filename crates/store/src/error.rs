@@ -26,7 +26,7 @@ pub enum StoreError {
     },
     /// A job name that could not be a schema name in SQL.
     #[error(
-        "`{name}` is not a job name: use lower-case letters, digits and `_`, and start with a letter (job names are schema names in SQL)"
+        "`{name}` is not a job name: use lower-case letters, digits and `_`, and start with a letter (job names are schema names in SQL, where `public` and `information_schema` are taken)"
     )]
     JobName {
         /// As the user gave it.

@@ -25,14 +25,14 @@ impl JobName {
     /// Lower-case letters, digits and `_`, starting with a letter, at most 64 of them.
     ///
     /// # Errors
-    /// For anything else, and for SQL's own `information_schema`.
+    /// For anything else, and for SQL's own `information_schema` and `public`.
     pub fn new(name: &str) -> Result<Self, StoreError> {
         let fits = name.len() <= 64
             && name.starts_with(|c: char| c.is_ascii_lowercase())
             && name
                 .chars()
                 .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
-            && name != "information_schema";
+            && !["information_schema", "public"].contains(&name);
         if fits {
             Ok(Self(name.to_owned()))
         } else {
