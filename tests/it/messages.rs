@@ -55,7 +55,7 @@ fn an_unknown_tokenizer() {
 #[test]
 fn a_job_name_that_sql_could_not_say() {
     let here = Workplace::with_corpus(20);
-    assert_snapshot!(here.refused("count --warehouse wh --name My-Job --input corpus --text TEXT"), @"pmill: `My-Job` is not a job name: use lower-case letters, digits and `_`, and start with a letter (job names are schema names in SQL)");
+    assert_snapshot!(here.refused("count --warehouse wh --name My-Job --input corpus --text TEXT"), @"pmill: `My-Job` is not a job name: use lower-case letters, digits and `_`, and start with a letter (job names are schema names in SQL, where `public` and `information_schema` are taken)");
 }
 
 #[test]
