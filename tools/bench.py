@@ -25,6 +25,16 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
+TEXT_LINES = """
+import glob, os, sys
+import pyarrow.parquet as pq
+for path in sorted(glob.glob(os.path.join(sys.argv[1], "*.parquet"))):
+    for batch in pq.ParquetFile(path).iter_batches(columns=["TEXT"]):
+        for line in batch.column(0).to_pylist():
+            sys.stdout.buffer.write(line.encode() + b"\\n")
+"""
+
+
 class Run:
     """One finished command: wall and CPU seconds, peak memory in MiB, stdout."""
 
@@ -145,12 +155,8 @@ class Bench:
         if not self.options.glove:
             return None
         text = os.path.join(self.work, "glove.txt")
-        import pyarrow.parquet as pq
-        with open(text, "wb") as out:
-            for path in sorted(glob.glob(os.path.join(folder, "*.parquet"))):
-                for batch in pq.ParquetFile(path).iter_batches(columns=["TEXT"]):
-                    for line in batch.column(0).to_pylist():
-                        out.write(line.encode() + b"\n")
+        # In a process of its own: a child's largest resident set begins with its parent's.
+        self.check(Run("text for GloVe", [sys.executable, "-c", TEXT_LINES, folder], self.options.limit, stdout=text))
         vocab, pairs = os.path.join(self.work, "glove.vocab"), os.path.join(self.work, "glove.bin")
         first = self.check(Run("GloVe vocab_count", [os.path.join(self.options.glove, "vocab_count"), "-max-vocab",
                                                      "50000", "-min-count", "1", "-verbose", "0"],
