@@ -28,7 +28,7 @@ help:
 DEMO := $(TARGET)/demo/pmill
 
 demo: tools-demo
-	$(CARGO) build --locked --profile demo -p pmill-cli
+	$(CARGO) build --locked --profile demo -p pmill-cli --no-default-features
 	@if [ ! -d demo/corpus ]; then \
 		rm -rf demo && mkdir demo && \
 		$(DEMO) sample-corpus --output demo/corpus.part --rows 200000 && mv demo/corpus.part demo/corpus; \
@@ -86,7 +86,7 @@ BENCH := $(CACHE)/bench
 EXAMPLES := $(TARGET)/demo/examples
 
 bench: tools-test
-	$(CARGO) build --locked --profile demo -p pmill-cli
+	$(CARGO) build --locked --profile demo -p pmill-cli --no-default-features
 	$(CARGO) build --locked --profile demo -p pmill-count --example rate
 	$(CARGO) build --locked --profile demo -p pmill-engine --example text_path
 	venv=$$(tools/python-environment $(CACHE)); wordnet=$$(tools/wordnet $(CACHE)); \

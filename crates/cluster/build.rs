@@ -1,0 +1,3 @@
+//! Compiles the messages of `proto/`.
+
+fn main() {}

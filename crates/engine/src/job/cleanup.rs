@@ -1,0 +1,72 @@
+//! What a run leaves behind, taken away: its own, and a dead process's.
+
+use std::path::Path;
+
+use pmill_store::{JobLock, JobName, Warehouse};
+
+use super::prepared::Prepared;
+use crate::error::EngineError;
+use crate::memory::SMALLEST_LIMIT;
+use crate::session::Session;
+use crate::work::clear;
+
+/// Takes away the work in progress and orphaned table files: this run's, or a dead process's.
+pub(super) fn clean_up(
+    prepared: &Prepared,
+    warehouse: &Warehouse,
+    name: &JobName,
+    job_folder: &Path,
+    lock: &JobLock,
+) -> Result<(), EngineError> {
+    clear(job_folder, None)?;
+    prepared.session.wait(warehouse.sweep(name, lock))?;
+    Ok(())
+}
+
+/// After a failed first try: takes away what it made, as far as nothing in it can be used again. A
+/// folder with manifests stays, so that the next try goes on.
+pub(super) fn leave_nothing(
+    warehouse: &Warehouse,
+    name: &JobName,
+    job_folder: &Path,
+    lock: &JobLock,
+) {
+    let has_manifests = std::fs::read_dir(job_folder).is_ok_and(|entries| {
+        entries.flatten().any(|entry| {
+            entry.path().is_dir()
+                && std::fs::read_dir(entry.path()).is_ok_and(|mut inside| inside.next().is_some())
+        })
+    });
+    if has_manifests {
+        return;
+    }
+    // The error that brought us here is the one to tell; what cannot be removed is left.
+    if let Ok(session) = Session::new(1, SMALLEST_LIMIT, None) {
+        let _ = session.wait(warehouse.sweep(name, lock));
+    }
+    let _ = std::fs::remove_dir_all(job_folder);
+    let Some(root) = warehouse.local() else {
+        return;
+    };
+    let job = root.join(name.as_str());
+    let tables = ["vocab", "sources", "pairs"].map(|table| job.join(table));
+    for folder in tables
+        .into_iter()
+        .chain([job, root.join(".pmill"), root.to_owned()])
+    {
+        // Removes empty folders only.
+        let _ = std::fs::remove_dir(folder);
+    }
+}
+
+pub(super) fn renew(folder: &Path) -> Result<(), EngineError> {
+    let io = |source| EngineError::Io {
+        action: "create",
+        path: folder.display().to_string(),
+        source,
+    };
+    if folder.exists() {
+        std::fs::remove_dir_all(folder).map_err(io)?;
+    }
+    std::fs::create_dir_all(folder).map_err(io)
+}

@@ -1,0 +1,3 @@
+//! Sparse matrices from count tables: export formats, truncated SVD, embeddings.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]

@@ -1,0 +1,3 @@
+//! Servers over a warehouse: Flight SQL, PostgreSQL, web page, snapshot service.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
