@@ -39,9 +39,13 @@ pub struct CountArgs {
     /// Parquet files: paths, globs, folders, file:// URIs
     #[arg(long, value_name = "URI", required = true, num_args = 1..)]
     input: Vec<String>,
-    /// Column that holds the text: a name, or a path through structs (meta.caption)
+    /// Column that holds the text: a name, a path through structs (meta.caption), or an SQL
+    /// expression over columns that gives text or a list of text
     #[arg(long, value_name = "COLUMN")]
     text: String,
+    /// Count only rows for which this SQL condition over the file's columns is true
+    #[arg(long = "where", value_name = "CONDITION")]
+    filter: Option<String>,
     #[command(flatten)]
     features: FeatureArgs,
     #[command(flatten)]
@@ -178,6 +182,7 @@ impl CountArgs {
         let defaults = ContextSettings::default();
         Ok(CountSettings {
             text: self.text.clone(),
+            filter: self.filter.clone(),
             features: FeatureSpec {
                 tokenizer: self.features.tokenizer.clone(),
                 stop_words: self.features.stop_words.clone(),

@@ -42,8 +42,11 @@ pub struct Pipeline {
 pub struct Input {
     /// Paths, globs, folders, URIs.
     pub paths: Vec<String>,
-    /// Text column.
+    /// Text column, or an SQL expression over columns.
     pub text: String,
+    /// Only rows for which this SQL condition is true.
+    #[serde(rename = "where")]
+    pub filter: Option<String>,
     /// What happens at a bad file.
     pub on_bad_file: OnBadFile,
 }
@@ -100,6 +103,7 @@ impl Pipeline {
     pub fn count_settings(&self) -> CountSettings {
         CountSettings {
             text: self.input.text.clone(),
+            filter: self.input.filter.clone(),
             features: self.features.clone(),
             vocabulary: self.vocabulary.clone(),
             context: self.context.clone(),

@@ -16,6 +16,7 @@ pub mod column;
 pub mod counting;
 pub mod dictionaries;
 pub mod error;
+pub mod expression;
 mod footer;
 pub mod input;
 pub mod inspect;

@@ -12,7 +12,7 @@ use datafusion::execution::memory_pool::MemoryConsumer;
 use pmill_text::{DictionaryBuilder, FeatureExtractor, IdEncoder, OUT_OF_VOCABULARY, Vocabulary};
 
 use crate::budget::Budget;
-use crate::column::{RowFault, RowReceiver};
+use crate::column::RowReceiver;
 use crate::dictionaries::StoredDictionary;
 use crate::error::EngineError;
 use crate::progress::{Progress, StopFlag};
@@ -251,7 +251,7 @@ impl<'a> Worker<'a> {
             if self.job.stop.is_set() {
                 return Err(EngineError::Interrupted);
             }
-            self.batch(slice.file, &mut reader, &batch)?;
+            self.batch(slice.file, &reader, &batch)?;
             // Bytes done, as the share of rows done.
             let done = slice.bytes / rows * reader.rows_seen();
             self.job
@@ -265,19 +265,11 @@ impl<'a> Worker<'a> {
     fn batch(
         &mut self,
         file: usize,
-        reader: &mut RowGroupReader,
+        reader: &RowGroupReader,
         batch: &arrow::record_batch::RecordBatch,
     ) -> Result<(), EngineError> {
-        let column = reader.column.clone();
-        let Some(top) = batch.columns().first() else {
-            return Err(EngineError::Bug("a batch has no column".into()));
-        };
         self.file = file;
-        column.rows(top, self).map_err(|fault| match fault {
-            RowFault::NotUtf8(row) => reader.not_utf8(row, batch.num_rows()),
-            RowFault::Type(found) => reader.fault(format!("it decodes to type {found}")),
-            RowFault::Receiver(error) => error,
-        })
+        reader.rows(batch, self)
     }
 
     /// Takes note of the rows that were just appended, which end at `self.ends`.
