@@ -6,6 +6,7 @@ mod count;
 mod inspect;
 mod limits;
 mod outcome;
+mod parameters;
 mod pipeline;
 mod progress;
 mod run;

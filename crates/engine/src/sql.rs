@@ -2,12 +2,20 @@
 
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
+use datafusion::prelude::ParquetReadOptions;
 use pmill_store::Warehouse;
 
 use crate::catalog;
 use crate::error::{EngineError, nearest_name};
+use crate::input;
 use crate::memory::ByteSize;
 use crate::session::{Session, query};
+
+fn read_only() -> SQLOptions {
+    SQLOptions::new()
+        .with_allow_ddl(false)
+        .with_allow_dml(false)
+}
 
 /// A session whose tables are a warehouse's jobs.
 pub struct SqlSession {
@@ -26,19 +34,54 @@ impl SqlSession {
         Ok(Self { session })
     }
 
+    /// Makes files the table `input`; their columns are merged by name.
+    ///
+    /// # Errors
+    /// When a path leads to no file, or a file is not Parquet.
+    pub fn add_input(&self, paths: &[String]) -> Result<(), EngineError> {
+        let files: Vec<String> = input::expand(paths)?
+            .into_iter()
+            .map(|file| file.uri)
+            .collect();
+        self.session.wait(async {
+            let context = self.session.context();
+            let options = ParquetReadOptions::default().file_extension("");
+            let frame = context.read_parquet(files, options).await.map_err(query)?;
+            context
+                .register_table("input", frame.into_view())
+                .map_err(query)?;
+            Ok(())
+        })
+    }
+
+    /// Makes a query a table of the session.
+    ///
+    /// # Errors
+    /// When the query does not parse or plan.
+    pub fn add_view(&self, name: &str, sql: &str) -> Result<(), EngineError> {
+        self.session.wait(async {
+            let context = self.session.context();
+            let frame = context
+                .sql_with_options(sql, read_only())
+                .await
+                .map_err(|error| self.explain(error))?;
+            context
+                .register_table(name, frame.into_view())
+                .map_err(query)?;
+            Ok(())
+        })
+    }
+
     /// Starts a query. Statements that change anything are refused.
     ///
     /// # Errors
     /// When the statement does not parse or plan; an unknown table is answered with the nearest one.
     pub fn query(&self, sql: &str) -> Result<SendableRecordBatchStream, EngineError> {
-        let options = SQLOptions::new()
-            .with_allow_ddl(false)
-            .with_allow_dml(false);
         self.session.wait(async {
             let frame = self
                 .session
                 .context()
-                .sql_with_options(sql, options)
+                .sql_with_options(sql, read_only())
                 .await
                 .map_err(|error| self.explain(error))?;
             frame.execute_stream().await.map_err(query)
