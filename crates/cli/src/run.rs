@@ -109,6 +109,7 @@ impl RunArgs {
 fn export(pipeline: &Pipeline, global: &Global) -> Result<Vec<String>, Failure> {
     let session = SqlSession::open(&pipeline.warehouse, global.threads(), global.memory_limit())?;
     session.add_input(&pipeline.input.paths)?;
+    session.add_features(&pipeline.features)?;
     for view in &pipeline.view {
         session.add_view(&view.name, &view.sql)?;
     }

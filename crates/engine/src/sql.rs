@@ -1,15 +1,31 @@
 //! SQL over a warehouse: reads only.
 
+use std::sync::Arc;
+
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::ParquetReadOptions;
-use pmill_store::Warehouse;
+use pmill_store::{Job, JobName, Warehouse};
+use pmill_text::{FeatureExtractor, FeatureSpec};
 
 use crate::catalog;
 use crate::error::{EngineError, nearest_name};
+use crate::features_function;
 use crate::input;
+use crate::job::parse;
 use crate::memory::ByteSize;
 use crate::session::{Session, query};
+use crate::settings::RecordedSettings;
+
+/// Text as an SQL literal.
+pub(crate) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// A column's name in SQL, whatever is in it.
+pub(crate) fn name(column: &str) -> String {
+    format!("\"{}\"", column.replace('"', "\"\""))
+}
 
 fn read_only() -> SQLOptions {
     SQLOptions::new()
@@ -34,6 +50,27 @@ impl SqlSession {
         Ok(Self { session })
     }
 
+    /// A session that reads files only.
+    ///
+    /// # Errors
+    /// When the runtime cannot start.
+    pub fn without_warehouse(threads: usize, limit: ByteSize) -> Result<Self, EngineError> {
+        let session = Session::new(threads, limit, None)?.with_file_tables();
+        Ok(Self { session })
+    }
+
+    /// Adds the SQL function `features(text)` with the settings that a job was counted with.
+    ///
+    /// # Errors
+    /// When there is no such job, or a file that its settings name is not there any more.
+    pub fn add_features_of(&self, warehouse: &str, job: &str) -> Result<(), EngineError> {
+        let warehouse = Warehouse::open(warehouse)?;
+        let name = JobName::new(job)?;
+        let job = self.session.wait(Job::open_existing(&warehouse, &name))?;
+        let recorded: RecordedSettings = parse(&job.settings()?)?;
+        self.add_features(&recorded.given.features)
+    }
+
     /// Makes files the table `input`; their columns are merged by name.
     ///
     /// # Errors
@@ -52,6 +89,18 @@ impl SqlSession {
                 .map_err(query)?;
             Ok(())
         })
+    }
+
+    /// Adds the SQL function `features(text)` of a feature spec.
+    ///
+    /// # Errors
+    /// When a file that the spec names cannot be read.
+    pub fn add_features(&self, spec: &FeatureSpec) -> Result<(), EngineError> {
+        let extractor = Arc::new(FeatureExtractor::new(spec)?);
+        self.session
+            .context()
+            .register_udf(features_function::features(extractor));
+        Ok(())
     }
 
     /// Makes a query a table of the session.
