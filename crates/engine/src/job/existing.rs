@@ -76,7 +76,10 @@ pub(super) fn batch(
                     file.display(),
                 )));
             }
-            _ => batch.add.push(file.clone()),
+            _ => {
+                refuse_moved(base, file)?;
+                batch.add.push(file.clone());
+            }
         }
     }
     for (uri, recount) in &again {
@@ -96,6 +99,32 @@ pub(super) fn batch(
         )));
     }
     Ok(batch)
+}
+
+/// A file that was counted under another name must not be counted twice: the same file name, size
+/// and modification time (or entity tag) are no chance.
+fn refuse_moved(base: &Base, file: &InputFile) -> Result<(), EngineError> {
+    let name = |uri: &str| uri.rsplit('/').next().map(str::to_owned);
+    let moved = base.sources.iter().find(|row| {
+        row.status == SourceStatus::Counted
+            && row.uri != file.uri
+            && row.size == file.size
+            && row.etag == file.etag
+            && name(&row.uri) == name(&file.uri)
+    });
+    match moved {
+        None => Ok(()),
+        Some(row) => Err(EngineError::Setting(format!(
+            "`{}` is `{}`, which was counted before, under another path: it has the same name, size and {}; counting it would count its rows twice. If it is another file, touch it",
+            file.display(),
+            row.display(),
+            if file.etag.starts_with("mtime:") {
+                "modification time"
+            } else {
+                "entity tag"
+            },
+        ))),
+    }
 }
 
 /// The row of a file that is in the counts or was skipped; one that was taken out is not there.
