@@ -17,6 +17,9 @@ mod run;
 mod sample_corpus;
 mod score;
 mod snapshot;
+mod snapshot_gate;
+#[cfg(feature = "serve")]
+mod snapshot_service;
 mod sql;
 mod vocab;
 

@@ -114,7 +114,7 @@ pub fn finish(outcome: Outcome, global: &Global) -> ExitCode {
     }
 }
 
-fn print(bytes: &[u8]) -> std::io::Result<()> {
+pub fn print(bytes: &[u8]) -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(bytes)?;
     stdout.flush()

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::limits::Global;
 use crate::outcome::{Failure, Outcome, Output};
 use crate::progress::{Bar, stop_flag};
+use crate::snapshot_gate::{self, GateOptions, gated};
 
 /// Model snapshots: look at them, compare, merge and mix them.
 #[derive(Debug, Args)]
@@ -63,6 +64,9 @@ pub enum SnapshotCommand {
         /// How to merge.
         #[command(flatten)]
         options: MergeOptions,
+        /// Whether the result is good enough.
+        #[command(flatten)]
+        gate: GateOptions,
     },
     /// Say how far snapshots are from each other, and whether a merge may work.
     Distance {
@@ -133,6 +137,10 @@ pub enum SnapshotCommand {
         #[command(flatten)]
         options: MergeOptions,
     },
+    /// The merge service and its clients.
+    #[cfg(feature = "serve")]
+    #[command(flatten)]
+    Service(crate::snapshot_service::ServiceCommand),
 }
 
 /// Options of all commands that write models.
@@ -244,14 +252,14 @@ fn open(places: &[PathBuf]) -> Result<Vec<SnapshotPath>, SnapshotError> {
     places.iter().map(SnapshotPath::local).collect()
 }
 
-fn read_text(path: &PathBuf) -> Result<String, SnapshotError> {
+pub(crate) fn read_text(path: &PathBuf) -> Result<String, SnapshotError> {
     std::fs::read_to_string(path).map_err(|source| SnapshotError::Read {
         path: path.display().to_string(),
         source,
     })
 }
 
-fn edges(text: &str) -> Result<Vec<(usize, usize)>, SnapshotError> {
+pub(crate) fn edges(text: &str) -> Result<Vec<(usize, usize)>, SnapshotError> {
     let mut edges = Vec::new();
     for (position, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default();
@@ -283,6 +291,10 @@ fn edge_error(position: usize, line: &str) -> SnapshotError {
 impl SnapshotArgs {
     /// Runs the command.
     pub fn run(mut self, global: &Global) -> Outcome {
+        #[cfg(feature = "serve")]
+        if let SnapshotCommand::Service(command) = &self.command {
+            return command.run(global, self.dry_run);
+        }
         self.threads = Some(global.threads());
         self.memory_limit = global.memory_limit.map(|size| size.0);
         let bar = Bar::new(global);
@@ -317,6 +329,8 @@ impl SnapshotArgs {
             SnapshotCommand::Inspect { .. } | SnapshotCommand::Distance { .. } => false,
             SnapshotCommand::Merge { .. } | SnapshotCommand::Interpolate { .. } => true,
             SnapshotCommand::Mix { output, .. } => output.is_some(),
+            #[cfg(feature = "serve")]
+            SnapshotCommand::Service(_) => false,
         }
     }
 }
@@ -362,12 +376,22 @@ pub fn run(
             weights,
             examples,
             options,
+            gate,
         } => {
             let mut settings = options.settings(args);
             if !weights.is_empty() {
                 settings.weights = Weights::Fractions(weights.clone());
             } else if !examples.is_empty() {
                 settings.weights = Weights::Examples(examples.clone());
+            }
+            if gate.evaluate.is_some() && !args.dry_run {
+                let (report, gate) =
+                    gated(&open(snapshots)?, output, &settings, gate, on_progress)?;
+                return Ok(if json {
+                    snapshot_gate::object(&report, &gate)
+                } else {
+                    format!("{}{}", gate.text(), merge_text(&report)).into()
+                });
             }
             finish(
                 plan_merge(&open(snapshots)?, output, &settings)?,
@@ -441,6 +465,10 @@ pub fn run(
                 other => other,
             })
         }
+        #[cfg(feature = "serve")]
+        SnapshotCommand::Service(_) => Err(SnapshotError::Internal {
+            what: "the service has its own way".to_owned(),
+        }),
     }
 }
 
