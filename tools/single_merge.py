@@ -131,7 +131,7 @@ class Pmill:
     def look(self, weights, test):
         """Locals, the one merge of them, and their consensus distance."""
         places = self.save(weights)
-        self.run("merge", *places, "-o", self.folder / "merged", "--overwrite", "--no-sync", "--allow-same")
+        self.run("merge", *places, "-o", self.folder / "merged", "--overwrite", "--no-sync")
         accuracy, losses = judge(weights, *test)
         merged, merged_loss = judge(one(self.folder / "merged"), *test)
         distance = self.run("distance", *places)["consensus"]
@@ -158,9 +158,13 @@ def agents(pmill, data, test, seed, talk):
         for _ in range(STEPS):
             batch = np.take_along_axis(rows, numbers.integers(SAMPLES, size=(AGENTS, BATCH)), axis=1)
             step(weights, speed, gradients(weights, images[batch], labels[batch]))
-        talk(number, weights)
-        if number + 1 in LOOKS:
-            looks[number + 1] = pmill.look(weights, test) if pmill else judge(weights, *test)[0].mean()
+        if pmill and number + 1 in LOOKS:
+            looks[number + 1] = pmill.look(weights, test)
+        # What is looked at last is what the agents have after their last steps.
+        if not pmill or number + 1 < ROUNDS:
+            talk(number, weights)
+        if not pmill and number + 1 in LOOKS:
+            looks[number + 1] = judge(weights, *test)[0].mean()
     return weights, looks
 
 
@@ -198,7 +202,7 @@ def experiment(binary, seed):
         # The gate decides by the share of wrong answers: open for these agents, closed for those that never talked.
         np.savez(pmill.folder / "test.npz", images=test[0], labels=test[1])
         command = [sys.executable, __file__, "--loss", pmill.folder / "test.npz"]
-        evaluate = ["--evaluate", shlex.join(map(str, command)), "--allow-same", "--leave-one-out"]
+        evaluate = ["--evaluate", shlex.join(map(str, command)), "--leave-one-out"]
         places = pmill.save(weights)
         result["gate"] = pmill.run("merge", *places, "-o", pmill.folder / "passed", *evaluate)["gate"]
         weights, result["alone"] = agents(pmill, data, test, seed, lambda *_: None)

@@ -8,6 +8,7 @@ mod evaluate;
 mod inspect;
 mod limits;
 mod merge;
+mod merge_pipeline;
 mod outcome;
 mod parameters;
 mod pipeline;

@@ -1,6 +1,6 @@
 //! `pmill run` on a pipeline file with a `[merge]` table: distances, the merge, the gate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pmill_snapshot::{
     DistanceSettings, MergeSettings, SnapshotPath, distance, merge, plan_merge,
@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::limits::Global;
 use crate::outcome::{Failure, Outcome, Output};
+use crate::pipeline::{has_table, parse};
 use crate::progress::stop_flag;
 use crate::snapshot::merge_text;
 use crate::snapshot_gate::{self, GateOptions, OnWorse};
@@ -101,6 +102,23 @@ fn places(list: &[String]) -> Result<Vec<PathBuf>, Failure> {
 }
 
 impl MergePipeline {
+    /// Reads a pipeline file that merges and lays `settings` (`key.path=value`) over it; `None` when it has no
+    /// `[merge]` table, or cannot be read at all.
+    ///
+    /// # Errors
+    /// Unknown keys and values that cannot be used, with line and column.
+    pub fn read(path: &Path, settings: &[String]) -> Result<Option<Self>, Failure> {
+        let Ok(text) = std::fs::read_to_string(path) else {
+            return Ok(None);
+        };
+        if !has_table(&text, "merge") {
+            return Ok(None);
+        }
+        parse(&text, settings)
+            .map(Some)
+            .map_err(|message| Failure::user(format!("`{}`: {message}", path.display())))
+    }
+
     /// Runs the pipeline.
     pub fn run(self, global: &Global, dry_run: bool) -> Outcome {
         let Merge {

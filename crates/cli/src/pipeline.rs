@@ -98,20 +98,7 @@ impl Pipeline {
     }
 
     fn parse(text: &str, settings: &[String]) -> Result<Self, String> {
-        let mut table: toml::Table = text
-            .parse()
-            .map_err(|error: toml::de::Error| error.to_string())?;
-        // Errors of the file are told with line and column, before settings are laid over it.
-        toml::from_str::<Self>(text).map_err(|error| suggest(&error.to_string()))?;
-        for setting in settings {
-            let (key, value) = setting
-                .split_once('=')
-                .ok_or_else(|| format!("--set {setting}: expected key=value"))?;
-            set(&mut table, key.trim(), value.trim())?;
-        }
-        table
-            .try_into::<Self>()
-            .map_err(|error| suggest(&error.to_string()))
+        parse(text, settings)
     }
 
     /// Lays the parameters into the SQL.
@@ -133,6 +120,33 @@ impl Pipeline {
             context: self.context.clone(),
         }
     }
+}
+
+/// A pipeline file of any kind with `settings` laid over it; unknown keys are told with the nearest.
+pub fn parse<T: serde::de::DeserializeOwned>(
+    text: &str,
+    settings: &[String],
+) -> Result<T, String> {
+        let mut table: toml::Table = text
+            .parse()
+            .map_err(|error: toml::de::Error| error.to_string())?;
+        // Errors of the file are told with line and column, before settings are laid over it.
+        toml::from_str::<T>(text).map_err(|error| suggest(&error.to_string()))?;
+        for setting in settings {
+            let (key, value) = setting
+                .split_once('=')
+                .ok_or_else(|| format!("--set {setting}: expected key=value"))?;
+            set(&mut table, key.trim(), value.trim())?;
+        }
+        table
+            .try_into::<T>()
+            .map_err(|error| suggest(&error.to_string()))
+    }
+
+/// Whether a pipeline file has this table.
+pub fn has_table(text: &str, name: &str) -> bool {
+    text.parse::<toml::Table>()
+        .is_ok_and(|table| table.contains_key(name))
 }
 
 /// Sets a dotted key; the value is TOML, or else text.

@@ -7,6 +7,7 @@ use pmill_engine::job::CountJob;
 use pmill_engine::sql::SqlSession;
 
 use crate::limits::Global;
+use crate::merge_pipeline::MergePipeline;
 use crate::outcome::{Failure, Outcome, Output};
 use crate::pipeline::Pipeline;
 use crate::{count, score, sql};
@@ -36,6 +37,9 @@ pub struct RunArgs {
 impl RunArgs {
     /// Runs the command.
     pub fn run(self, global: &Global) -> Outcome {
+        if let Some(pipeline) = MergePipeline::read(&self.pipeline, &self.set)? {
+            return pipeline.run(global, self.dry_run);
+        }
         let mut pipeline = Pipeline::read(&self.pipeline, &self.set)?;
         if let Some(warehouse) = self.warehouse {
             pipeline.warehouse = warehouse;

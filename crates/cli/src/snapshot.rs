@@ -573,7 +573,8 @@ fn finish(
     }
 }
 
-fn merge_text(report: &MergeReport) -> String {
+/// What a person reads of a merge.
+pub(crate) fn merge_text(report: &MergeReport) -> String {
     let mut text = format!(
         "{}: read {} bytes, wrote {} in {:.2} s\n",
         report.target, report.bytes.0, report.bytes.1, report.seconds
