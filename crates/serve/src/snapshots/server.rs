@@ -32,6 +32,9 @@ const MERGE_ATTEMPTS: u32 = 8;
 /// The longest that one call may take; a publication of hundreds of gigabytes is read within it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3600);
 
+/// How long running calls may take after a stop.
+const DRAIN: Duration = Duration::from_secs(20);
+
 /// What a service is started with.
 #[derive(Debug, Clone)]
 pub struct ServerSettings {
@@ -192,7 +195,10 @@ pub fn serve(
         .map_err(|error| MergeServiceError::Internal {
             what: format!("no runtime: {error}"),
         })?;
-    runtime.block_on(run(settings, stop, ready))
+    let served = runtime.block_on(run(settings, stop, ready));
+    // A check that still reads is left behind: it has written nothing, and its caller tries again.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served
 }
 
 async fn run(
@@ -248,9 +254,19 @@ async fn run(
         // Watchers are let go, or the server would wait for them.
         stopping.send_replace(true);
     };
-    let served = router
-        .serve_with_incoming_shutdown(incoming, until_stop)
-        .await;
+    let mut drained = stopped;
+    let too_long = async move {
+        // An error means that nobody can stop the service any more, which is a stop too.
+        let _ = drained.wait_for(|stopped| *stopped).await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    let served = tokio::select! {
+        served = router.serve_with_incoming_shutdown(incoming, until_stop) => served,
+        () = too_long => {
+            tracing::warn!("calls were left unanswered");
+            Ok(())
+        }
+    };
     let panicked = |error: tokio::task::JoinError| MergeServiceError::Internal {
         what: format!("a task ended early: {error}"),
     };
