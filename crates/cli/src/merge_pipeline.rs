@@ -2,9 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use pmill_snapshot::{
-    DistanceSettings, MergeSettings, SnapshotPath, distance, merge, plan_merge,
-};
+use pmill_snapshot::{DistanceSettings, MergeSettings, SnapshotPath, distance, merge, plan_merge};
 use serde::Deserialize;
 use serde_json::json;
 

@@ -123,25 +123,22 @@ impl Pipeline {
 }
 
 /// A pipeline file of any kind with `settings` laid over it; unknown keys are told with the nearest.
-pub fn parse<T: serde::de::DeserializeOwned>(
-    text: &str,
-    settings: &[String],
-) -> Result<T, String> {
-        let mut table: toml::Table = text
-            .parse()
-            .map_err(|error: toml::de::Error| error.to_string())?;
-        // Errors of the file are told with line and column, before settings are laid over it.
-        toml::from_str::<T>(text).map_err(|error| suggest(&error.to_string()))?;
-        for setting in settings {
-            let (key, value) = setting
-                .split_once('=')
-                .ok_or_else(|| format!("--set {setting}: expected key=value"))?;
-            set(&mut table, key.trim(), value.trim())?;
-        }
-        table
-            .try_into::<T>()
-            .map_err(|error| suggest(&error.to_string()))
+pub fn parse<T: serde::de::DeserializeOwned>(text: &str, settings: &[String]) -> Result<T, String> {
+    let mut table: toml::Table = text
+        .parse()
+        .map_err(|error: toml::de::Error| error.to_string())?;
+    // Errors of the file are told with line and column, before settings are laid over it.
+    toml::from_str::<T>(text).map_err(|error| suggest(&error.to_string()))?;
+    for setting in settings {
+        let (key, value) = setting
+            .split_once('=')
+            .ok_or_else(|| format!("--set {setting}: expected key=value"))?;
+        set(&mut table, key.trim(), value.trim())?;
     }
+    table
+        .try_into::<T>()
+        .map_err(|error| suggest(&error.to_string()))
+}
 
 /// Whether a pipeline file has this table.
 pub fn has_table(text: &str, name: &str) -> bool {

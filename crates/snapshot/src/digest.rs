@@ -36,6 +36,11 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
+/// What a hasher has come to.
+pub(crate) fn finish(hasher: &blake3::Hasher) -> Digest {
+    Digest(*hasher.finalize().as_bytes())
+}
+
 /// Hash of some bytes.
 pub(crate) fn of(bytes: &[u8]) -> Digest {
     Digest(*blake3::hash(bytes).as_bytes())

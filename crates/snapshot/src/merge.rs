@@ -8,10 +8,12 @@ use crate::collect::Collector;
 use crate::error::SnapshotError;
 use crate::kernel::Weights;
 use crate::manifest::{self, MergeReport};
+use crate::parts::read_part;
 use crate::plan::{MergePlan, Slice};
 use crate::settings::thread_count;
 use crate::staging::{self, Record, Staging};
 use crate::worker::Worker;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -41,6 +43,15 @@ pub type OnProgress<'a> = &'a (dyn Fn(Progress) -> bool + Sync);
 /// Reading, writing, NaN and infinity, overflow of a narrower type, changed inputs, an output that exists.
 /// After an error that lies in the inputs nothing stays behind; after others the next run goes on.
 pub fn merge(plan: &MergePlan, on_progress: OnProgress<'_>) -> Result<MergeReport, SnapshotError> {
+    merge_parts(plan, None, on_progress)
+}
+
+/// The same; with a folder of parts the slices are read from there instead of being computed.
+pub(crate) fn merge_parts(
+    plan: &MergePlan,
+    parts: Option<&Path>,
+    on_progress: OnProgress<'_>,
+) -> Result<MergeReport, SnapshotError> {
     let started = Instant::now();
     if let Some(report) = manifest::published(plan)? {
         return Ok(report);
@@ -48,6 +59,7 @@ pub fn merge(plan: &MergePlan, on_progress: OnProgress<'_>) -> Result<MergeRepor
     let staging = Staging::open(plan)?;
     let run = Run {
         plan,
+        parts,
         staging: &staging,
         weights: plan
             .outputs
@@ -125,6 +137,7 @@ pub fn merge(plan: &MergePlan, on_progress: OnProgress<'_>) -> Result<MergeRepor
 
 struct Run<'a> {
     plan: &'a MergePlan,
+    parts: Option<&'a Path>,
     staging: &'a Staging,
     weights: Vec<Weights>,
     next: AtomicUsize,
@@ -193,9 +206,13 @@ impl Run<'_> {
             self.resumed.fetch_add(1, Ordering::Relaxed);
             return Ok(record);
         }
-        let record = worker.slice(slice, &mut |output, at, bytes| {
+        let mut sink = |output: usize, at: u64, bytes: &[u8]| {
             self.staging.write(self.plan, output, slice, at, bytes)
-        })?;
+        };
+        let record = match self.parts {
+            Some(folder) => read_part(self.plan, slice, folder, &mut sink)?,
+            None => worker.slice(slice, &mut sink)?,
+        };
         self.staging.note(&record)?;
         Ok(record)
     }
@@ -205,7 +222,7 @@ impl Run<'_> {
 ///
 /// # Errors
 /// [`SnapshotError::Busy`] when another process is at work there.
-pub fn discard_staging(target: &std::path::Path) -> Result<(), SnapshotError> {
+pub fn discard_staging(target: &Path) -> Result<(), SnapshotError> {
     let root = staging::staging_folder(target);
     if !root.exists() {
         return Ok(());

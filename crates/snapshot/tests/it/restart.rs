@@ -1,7 +1,9 @@
 //! Killed and restarted, and the same bytes whatever threads and memory there are.
 
 use crate::support::*;
-use pmill_snapshot::{MergeSettings, Snapshot, SnapshotError, SnapshotPath, merge};
+use pmill_snapshot::{
+    MergeSettings, Snapshot, SnapshotError, SnapshotPath, assemble, average_slice, merge, part_file,
+};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -93,6 +95,43 @@ fn a_stopped_merge_goes_on_where_it_was() {
     assert_eq!(report.resumed_slices, 2);
     assert!(files(&out) == files(&whole));
     assert!(!root.path().join(".out.pmill-staging").exists());
+}
+
+#[test]
+fn slices_as_part_files_make_the_same_output() {
+    let root = tempdir().unwrap();
+    let inputs = agents(root.path());
+    let (out, whole) = (root.path().join("out"), root.path().join("whole"));
+    run(&inputs, &whole, &settings()).unwrap();
+    let parts = root.path().join("parts");
+    std::fs::create_dir(&parts).unwrap();
+    let slices = plan(&inputs, &out, &settings()).unwrap().slices().len();
+    assert!(slices > 4);
+    // In another order, each by a plan of its own, the first one twice, as tasks of a cluster would.
+    for slice in (0..slices).rev().chain([0]) {
+        let plan = plan(&inputs, &out, &settings()).unwrap();
+        average_slice(&plan, slice, &parts).unwrap();
+    }
+    let plan = plan(&inputs, &out, &settings()).unwrap();
+    assert!(average_slice(&plan, slices, &parts).is_err());
+    // A damaged part is named, and made again.
+    let damaged = part_file(&parts, 2);
+    let mut bytes = std::fs::read(&damaged).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&damaged, bytes).unwrap();
+    let message = assemble(&plan, &parts, &|_| true).unwrap_err().to_string();
+    assert!(
+        message.contains("slice-00000002.part") && message.contains("digest differs"),
+        "{message}"
+    );
+    assert!(!out.exists());
+    average_slice(&plan, 2, &parts).unwrap();
+    // Parts of another merge are not taken.
+    let fewer = crate::support::plan(&inputs[..2], &root.path().join("two"), &settings()).unwrap();
+    let message = assemble(&fewer, &parts, &|_| true).unwrap_err().to_string();
+    assert!(message.contains("other inputs or settings"), "{message}");
+    assemble(&plan, &parts, &|_| true).unwrap();
+    assert!(files(&out) == files(&whole));
 }
 
 #[test]
