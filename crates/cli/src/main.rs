@@ -8,6 +8,7 @@ mod limits;
 mod outcome;
 mod pipeline;
 mod progress;
+mod retract;
 mod run;
 mod sample_corpus;
 mod score;
@@ -47,6 +48,8 @@ enum Command {
     Count(count::CountArgs),
     /// Score a counted table: PMI and other association measures
     Score(score::ScoreArgs),
+    /// Take files, or rows of them, out of a counted table again
+    Retract(retract::RetractArgs),
     /// Run a pipeline file: count, score and what else it names
     Run(run::RunArgs),
     /// Ask a warehouse in SQL
@@ -70,6 +73,7 @@ fn main() -> std::process::ExitCode {
     let outcome = match cli.command {
         Command::Count(args) => args.run(&cli.global),
         Command::Score(args) => args.run(&cli.global),
+        Command::Retract(args) => args.run(&cli.global),
         Command::Run(args) => args.run(&cli.global),
         Command::Sql(args) => args.run(&cli.global),
         Command::Inspect(args) => args.run(&cli.global),

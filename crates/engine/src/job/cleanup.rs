@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pmill_store::{JobLock, JobName, Warehouse};
+use pmill_store::{JobLock, JobName, Warehouse, killpoint};
 
 use super::prepared::Prepared;
 use crate::error::EngineError;
@@ -19,6 +19,7 @@ pub(super) fn clean_up(
     lock: &JobLock,
 ) -> Result<(), EngineError> {
     clear(job_folder, None)?;
+    killpoint::reach("the work folder is clear");
     prepared.session.wait(warehouse.sweep(name, lock))?;
     Ok(())
 }
@@ -49,7 +50,7 @@ pub(super) fn leave_nothing(
         return;
     };
     let job = root.join(name.as_str());
-    let tables = ["vocab", "sources", "pairs"].map(|table| job.join(table));
+    let tables = ["vocab", "outside", "sources", "pairs"].map(|table| job.join(table));
     for folder in tables
         .into_iter()
         .chain([job, root.join(".pmill"), root.to_owned()])
