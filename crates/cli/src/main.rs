@@ -5,6 +5,7 @@
 mod count;
 mod inspect;
 mod limits;
+mod merge;
 mod outcome;
 mod pipeline;
 mod progress;
@@ -14,6 +15,7 @@ mod sample_corpus;
 mod score;
 mod snapshot;
 mod sql;
+mod vocab;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use outcome::Output;
@@ -48,10 +50,14 @@ enum Command {
     Count(count::CountArgs),
     /// Score a counted table: PMI and other association measures
     Score(score::ScoreArgs),
+    /// Sum count tables into a new job or an existing one
+    Merge(merge::MergeArgs),
     /// Take files, or rows of them, out of a counted table again
     Retract(retract::RetractArgs),
     /// Run a pipeline file: count, score and what else it names
     Run(run::RunArgs),
+    /// Show how a job's vocabulary stands to all that has been counted
+    Vocab(vocab::VocabArgs),
     /// Ask a warehouse in SQL
     Sql(sql::SqlArgs),
     /// Show a warehouse's jobs, or one job's settings, versions, sources and sizes
@@ -73,6 +79,8 @@ fn main() -> std::process::ExitCode {
     let outcome = match cli.command {
         Command::Count(args) => args.run(&cli.global),
         Command::Score(args) => args.run(&cli.global),
+        Command::Merge(args) => args.run(&cli.global),
+        Command::Vocab(args) => args.run(&cli.global),
         Command::Retract(args) => args.run(&cli.global),
         Command::Run(args) => args.run(&cli.global),
         Command::Sql(args) => args.run(&cli.global),

@@ -1,6 +1,6 @@
 //! The commit: `vocab`, `outside`, `sources` and `pairs` become visible as one version.
 
-use pmill_store::{DataFile, JobCommit, killpoint, schema};
+use pmill_store::{DataFile, JobCommit, JobName, Warehouse, killpoint, schema};
 use pmill_text::Vocabulary;
 
 use super::Facts;
@@ -8,22 +8,40 @@ use super::base::Subsample;
 use super::run::Run;
 use crate::counting::RangeFile;
 use crate::error::EngineError;
-use crate::progress::Unit as Steps;
+use crate::progress::{Progress, Unit as Steps};
+use crate::session::Session;
 use crate::sources::{self, SourceRow};
-use crate::tables::vocab_columns;
+use crate::tables::{TableFolder, vocab_columns};
 
 /// What the next version holds.
-pub(super) struct Changes<'a> {
-    pub(super) vocabulary: &'a Vocabulary,
-    pub(super) sources: &'a mut [SourceRow],
-    pub(super) pairs: Vec<RangeFile>,
-    pub(super) outside: Option<DataFile>,
-    pub(super) facts: &'a Facts,
-    pub(super) subsample: Option<&'a Subsample>,
+pub(crate) struct Changes<'a> {
+    pub(crate) vocabulary: &'a Vocabulary,
+    pub(crate) sources: &'a mut [SourceRow],
+    pub(crate) pairs: Vec<RangeFile>,
+    pub(crate) outside: Option<DataFile>,
+    pub(crate) facts: &'a Facts,
+    pub(crate) subsample: Option<&'a Subsample>,
 }
 
-impl Run<'_> {
-    pub(super) fn commit(&self, changes: Changes<'_>, digest: &str) -> Result<u64, EngineError> {
+/// Where a version goes.
+pub(crate) struct Target<'a> {
+    pub(crate) session: &'a Session,
+    pub(crate) warehouse: &'a Warehouse,
+    pub(crate) name: &'a JobName,
+    pub(crate) progress: &'a dyn Progress,
+    /// The version of `pairs` that it follows.
+    pub(crate) base: Option<u64>,
+    /// Settings as JSON.
+    pub(crate) settings: String,
+}
+
+impl Target<'_> {
+    pub(crate) fn folder(&self, table: &str) -> TableFolder<'_> {
+        TableFolder::new(self.warehouse, self.name, table, self.session.handle())
+    }
+
+    /// Writes `vocab` and `sources`, and makes everything visible.
+    pub(crate) fn commit(self, changes: Changes<'_>, digest: &str) -> Result<u64, EngineError> {
         self.progress.phase("commit", 1, Steps::Parts);
         let name = format!("part-00000-{digest}.parquet");
         let vocab = self.folder("vocab").write(
@@ -44,13 +62,9 @@ impl Run<'_> {
         };
         let commit = JobCommit {
             name: self.name.clone(),
-            base: self.base.map(|base| base.job.pairs.version()),
+            base: self.base,
             batch: digest.to_owned(),
-            settings: match self.base {
-                // The settings of the first commit, paths and program included.
-                Some(base) => base.job.settings()?,
-                None => json(serde_json::to_string(&self.prepared.recorded))?,
-            },
+            settings: self.settings.clone(),
             facts: json(serde_json::to_string(changes.facts))?,
             vocab: vec![vocab],
             sources: vec![sources],
@@ -61,8 +75,28 @@ impl Run<'_> {
                 None => None,
             },
         };
-        let version = self.prepared.session.wait(commit.commit(self.warehouse))?;
+        let version = self.session.wait(commit.commit(self.warehouse))?;
         self.progress.advance(1, 0);
         Ok(version)
+    }
+}
+
+impl Run<'_> {
+    pub(super) fn commit(&self, changes: Changes<'_>, digest: &str) -> Result<u64, EngineError> {
+        let settings = match self.base {
+            // The settings of the first commit, paths and program included.
+            Some(base) => base.job.settings()?,
+            None => serde_json::to_string(&self.prepared.recorded)
+                .map_err(|error| EngineError::Bug(error.to_string()))?,
+        };
+        let target = Target {
+            session: &self.prepared.session,
+            warehouse: self.warehouse,
+            name: self.name,
+            progress: self.progress,
+            base: self.base.map(|base| base.job.pairs.version()),
+            settings,
+        };
+        target.commit(changes, digest)
     }
 }

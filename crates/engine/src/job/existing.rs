@@ -30,7 +30,7 @@ impl Batch {
 }
 
 /// Settings must be the recorded ones.
-pub(super) fn same_settings(
+pub(crate) fn same_settings(
     name: &str,
     asked: &RecordedSettings,
     recorded: &RecordedSettings,

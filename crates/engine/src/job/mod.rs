@@ -12,10 +12,10 @@
 //! A job of several units keeps manifests in its work folder and goes on after a kill.
 
 pub(crate) mod base;
-mod cleanup;
-mod commit;
+pub(crate) mod cleanup;
+pub(crate) mod commit;
 pub(crate) mod count_units;
-mod existing;
+pub(crate) mod existing;
 mod prepared;
 mod reading;
 mod retract;
@@ -32,7 +32,7 @@ use pmill_text::FeatureExtractor;
 use serde::{Deserialize, Serialize};
 
 use self::base::Base;
-use self::cleanup::{clean_up, leave_nothing, renew};
+use self::cleanup::{after, clean_up, renew};
 use self::existing::Batch;
 pub use self::existing::Recount;
 use self::prepared::Prepared;
@@ -357,7 +357,7 @@ fn apply(
         if let Some(base) = &base
             && batch.is_empty()
         {
-            clean_up(&prepared, &warehouse, &name, &job_folder, &lock)?;
+            clean_up(&prepared.session, &warehouse, &name, &job_folder, &lock)?;
             return Ok(Applied::Unchanged {
                 version: base.job.pairs.version(),
                 facts: base.facts.clone(),
@@ -387,13 +387,11 @@ fn apply(
             job_folder: &job_folder,
         };
         let done = run.run(bad)?;
-        clean_up(&prepared, &warehouse, &name, &job_folder, &lock)?;
+        clean_up(&prepared.session, &warehouse, &name, &job_folder, &lock)?;
         Ok(Applied::Changed(Box::new(done)))
     })();
     let _ = std::fs::remove_dir_all(&scratch);
-    if result.is_err() && fresh {
-        leave_nothing(&warehouse, &name, &job_folder, &lock);
-    }
+    after(&result, fresh, &warehouse, &name, &job_folder, &lock);
     result
 }
 
