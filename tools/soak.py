@@ -24,10 +24,15 @@ import kills  # noqa: E402
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="end earlier, after so long")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
     began, done = time.monotonic(), Counter()
+
+    def enough():
+        return sum(done.values()) >= arguments.kills or time.monotonic() - began > 60 * arguments.minutes
+
     with tempfile.TemporaryDirectory() as folder:
         changes = kills.changes(Path(folder))
         for change in changes:
@@ -36,11 +41,11 @@ def main():
         # Every step of every change first, then random moments until there are enough.
         for change in changes:
             for number in range(1, len(change.points) + 1):
-                if sum(done.values()) < arguments.kills:
+                if not enough():
                     change.kill_at(number)
                     done[change.name, "at a step"] += 1
         for change in itertools.cycle(changes):
-            if sum(done.values()) >= arguments.kills:
+            if enough():
                 break
             if change.kill_after(draw.uniform(0, 1.05) * change.seconds):
                 done[change.name, "by the system"] += 1

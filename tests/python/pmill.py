@@ -210,7 +210,8 @@ class Job:
                 continue
             known = self.every_file_ever(table)
             for path in self.folder(table).rglob("*"):
-                inside_log = path.is_relative_to(self.folder(table) / "_delta_log")
+                # A commit that was not finished lies under its name and a `#`.
+                inside_log = path.is_relative_to(self.folder(table) / "_delta_log") and "#" not in path.name
                 if path.is_file() and not inside_log and path.name not in known:
                     found.append(path)
         work = self.warehouse / ".pmill" / self.name

@@ -107,7 +107,7 @@ def test_json_is_one_object_with_the_fields_of_the_contract(corpus, warehouse):
     assert result.err == ""
     assert result.json.keys() == {
         "status", "job", "version", "files", "skipped", "rows", "tokens", "types", "terms", "pairs",
-        "dropped_features", "units", "spilled_bytes", "seconds", "peak_memory_bytes", "notes",
+        "total_rows", "retracted_rows", "outside_tokens", "dropped_features", "units", "spilled_bytes", "seconds", "peak_memory_bytes", "notes",
     }  # fmt: skip
     assert result.out.count("\n") == 1
     scored = pmill.run("score", *flags).json

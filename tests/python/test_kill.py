@@ -126,11 +126,12 @@ def test_what_a_dead_process_left_goes_away_at_the_next_run(warehouse, tmp_path)
     # As a kill leaves it between the commit and the clearing away, or in the middle of writing.
     for table in ("vocab", "pairs", "sources", "pmi"):
         (job.folder(table) / "part-00000-0123456789abcdef.parquet").write_bytes(b"half a fi")
+    (job.folder("pairs") / "_delta_log" / "00000000000000000001.json#1").write_bytes(b"half a commit")
     plan = warehouse / ".pmill" / "j" / "plan-0123456789abcdef"
     plan.mkdir()
     (plan / "unit-00000-000.run").write_bytes(b"half a run")
     (warehouse / ".pmill" / "j" / "scratch").mkdir()
-    assert len(job.orphans()) == 7
+    assert len(job.orphans()) == 8
     assert pmill.count(warehouse, "j", corpus, "TEXT").summary["status"] == "unchanged"
     assert pmill.score(job)["status"] == "unchanged"
     assert job.orphans() == []

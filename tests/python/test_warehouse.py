@@ -174,7 +174,8 @@ def test_rows_are_taken_out_by_a_condition_or_by_ids_and_only_once(tmp_path):
     assert whole["rows"] == 184 and tables(job) == oracle(job, [])
     assert retract(job, path)["status"] == "unchanged"
     # Taken out whole, it may be counted again, all of it.
-    pmill.count(tmp_path / "wh", "j", path, "TEXT", "--vocab-size", "20")
+    again = pmill.count(tmp_path / "wh", "j", path, "TEXT", "--vocab-size", "20").summary
+    assert "had been retracted and is counted again" in again["notes"][0]
     assert tables(job) == oracle(job, [text.split() for text in texts])
 
 

@@ -4,7 +4,7 @@
 //! are streamed by ranges of left ids, so memory does not grow with the tables: one vocabulary, and for
 //! each thread an accumulator, a writer and one row group of each table.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -725,19 +725,16 @@ impl Merging<'_> {
             .enumerate()
             .flat_map(|(index, base)| counted(base).map(move |row| (row.uri.as_str(), index)))
             .collect();
-        let mut rows: Vec<SourceRow> = Vec::new();
+        let mut rows: HashSet<&SourceRow> = HashSet::new();
         for (index, base) in self.bases().enumerate() {
-            for row in &base.sources {
-                let known = rows.contains(row);
-                let elsewhere = counted
+            rows.extend(base.sources.iter().filter(|row| {
+                counted
                     .get(row.uri.as_str())
-                    .is_some_and(|other| *other != index);
-                if !known && !elsewhere {
-                    rows.push(row.clone());
-                }
-            }
+                    .is_none_or(|other| *other == index)
+            }));
         }
-        rows
+        // They are sorted when they are written.
+        rows.into_iter().cloned().collect()
     }
 }
 

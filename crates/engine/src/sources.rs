@@ -14,7 +14,7 @@ use crate::row_set::RowSet;
 use crate::session::query;
 
 /// What became of an input file, or of some of its rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SourceStatus {
     /// It is in the counts.
     Counted,
@@ -43,7 +43,7 @@ impl SourceStatus {
 }
 
 /// One row of `sources`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SourceRow {
     /// Where the file is.
     pub uri: String,

@@ -59,6 +59,19 @@ impl Warehouse {
                     std::fs::remove_file(entry.path()).map_err(io)?;
                 }
             }
+            // What a commit was written to before it got its name.
+            let log = folder.join("_delta_log");
+            if !log.exists() {
+                continue;
+            }
+            for entry in std::fs::read_dir(&log).map_err(io)? {
+                let entry = entry.map_err(io)?;
+                if entry.file_name().to_string_lossy().contains(".json#") {
+                    swept.bytes += entry.metadata().map_err(io)?.len();
+                    swept.files += 1;
+                    std::fs::remove_file(entry.path()).map_err(io)?;
+                }
+            }
         }
         Ok(swept)
     }

@@ -1,5 +1,7 @@
 //! A job that exists already: which of the inputs are new to it.
 
+use std::collections::HashMap;
+
 use super::base::Base;
 use super::taken::Taken;
 use crate::error::EngineError;
@@ -53,12 +55,13 @@ pub(super) fn batch(
 ) -> Result<Batch, EngineError> {
     let name = &base.job.name;
     let mut batch = Batch::default();
+    let known = Known::of(base);
     let again = recounts
         .iter()
         .map(|recount| Ok((input::uri(&recount.file)?, recount)))
         .collect::<Result<Vec<_>, EngineError>>()?;
     for file in inputs {
-        let row = find(base, &file.uri);
+        let row = known.find(&file.uri);
         let recount = again.iter().find(|(uri, _)| *uri == file.uri);
         match (row, recount) {
             (Some(row), _) if row.is(file) => {}
@@ -77,13 +80,13 @@ pub(super) fn batch(
                 )));
             }
             _ => {
-                refuse_moved(base, file)?;
+                known.refuse_moved(file)?;
                 batch.add.push(file.clone());
             }
         }
     }
     for (uri, recount) in &again {
-        if find(base, uri).is_none() {
+        if known.find(uri).is_none() {
             return Err(EngineError::Setting(format!(
                 "`{}` is not in job `{name}`, so there is nothing to count again; give it as --input",
                 recount.file
@@ -101,20 +104,46 @@ pub(super) fn batch(
     Ok(batch)
 }
 
-/// A file that was counted under another name must not be counted twice: the same file name, size
-/// and modification time (or entity tag) are no chance.
-fn refuse_moved(base: &Base, file: &InputFile) -> Result<(), EngineError> {
-    let name = |uri: &str| uri.rsplit('/').next().map(str::to_owned);
-    let moved = base.sources.iter().find(|row| {
-        row.status == SourceStatus::Counted
-            && row.uri != file.uri
-            && row.size == file.size
-            && row.etag == file.etag
-            && name(&row.uri) == name(&file.uri)
-    });
-    match moved {
-        None => Ok(()),
-        Some(row) => Err(EngineError::Setting(format!(
+/// The files of a job, to be looked up. A file that was taken out is not there.
+pub(super) struct Known<'a> {
+    by_uri: HashMap<&'a str, &'a SourceRow>,
+    by_identity: HashMap<(u64, &'a str), Vec<&'a SourceRow>>,
+}
+
+impl<'a> Known<'a> {
+    pub(super) fn of(base: &'a Base) -> Self {
+        let mut known = Self {
+            by_uri: HashMap::new(),
+            by_identity: HashMap::new(),
+        };
+        for row in &base.sources {
+            if row.status == SourceStatus::Retracted {
+                continue;
+            }
+            known.by_uri.insert(&row.uri, row);
+            if row.status == SourceStatus::Counted {
+                let identity = (row.size, row.etag.as_str());
+                known.by_identity.entry(identity).or_default().push(row);
+            }
+        }
+        known
+    }
+
+    pub(super) fn find(&self, uri: &str) -> Option<&'a SourceRow> {
+        self.by_uri.get(uri).copied()
+    }
+
+    /// A file that was counted under another name must not be counted twice: the same file name, size
+    /// and modification time (or entity tag) are no chance.
+    fn refuse_moved(&self, file: &InputFile) -> Result<(), EngineError> {
+        let name = |uri: &str| uri.rsplit('/').next().map(str::to_owned);
+        let same = self.by_identity.get(&(file.size, file.etag.as_str()));
+        let moved = same
+            .into_iter()
+            .flatten()
+            .find(|row| row.uri != file.uri && name(&row.uri) == name(&file.uri));
+        let Some(row) = moved else { return Ok(()) };
+        Err(EngineError::Setting(format!(
             "`{}` is `{}`, which was counted before, under another path: it has the same name, size and {}; counting it would count its rows twice. If it is another file, touch it",
             file.display(),
             row.display(),
@@ -123,15 +152,8 @@ fn refuse_moved(base: &Base, file: &InputFile) -> Result<(), EngineError> {
             } else {
                 "entity tag"
             },
-        ))),
+        )))
     }
-}
-
-/// The row of a file that is in the counts or was skipped; one that was taken out is not there.
-pub(super) fn find<'a>(base: &'a Base, uri: &str) -> Option<&'a SourceRow> {
-    base.sources
-        .iter()
-        .find(|row| row.uri == uri && row.status != SourceStatus::Retracted)
 }
 
 /// What has to be taken out for a file that is counted again.

@@ -6,7 +6,7 @@ use pmill_store::{Job, JobName, Warehouse};
 use serde::Serialize;
 
 use super::base::Base;
-use super::existing::{Batch, find};
+use super::existing::{Batch, Known};
 use super::taken::{Taken, gone};
 use super::{Applied, CountJob, apply, parse};
 use crate::error::EngineError;
@@ -97,10 +97,11 @@ impl RetractJob {
     fn find(&self, base: &Base, notes: &mut Vec<String>) -> Result<Vec<Taken>, EngineError> {
         // Choosing rows streams one column or few.
         let session = Session::new(1, self.memory_limit, None)?;
+        let known = Known::of(base);
         let mut taken = Vec::new();
         for (file, at) in self.files()? {
             let shown = file.display();
-            let Some(row) = find(base, &file.uri) else {
+            let Some(row) = known.find(&file.uri) else {
                 if base.sources.iter().any(|row| row.uri == file.uri) {
                     notes.push(format!("`{shown}` was taken out before"));
                     continue;

@@ -1,5 +1,6 @@
 //! One run: units in, one version out.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -101,7 +102,7 @@ impl Run<'_> {
             taken_dropped,
         )?;
         let mut sources = self.sources(&bad, &corpus, &digest);
-        let (mut skipped, mut notes) = (0, Vec::new());
+        let (mut skipped, mut notes) = (0, self.come_again());
         for row in &sources {
             if row.batch == digest && row.status == SourceStatus::Skipped {
                 skipped += 1;
@@ -138,6 +139,29 @@ impl Run<'_> {
             spilled_bytes: counted.spilled_bytes,
             notes,
         })
+    }
+
+    /// Files that had been taken out as a whole and are counted again.
+    fn come_again(&self) -> Vec<String> {
+        let Some(base) = self.base else {
+            return Vec::new();
+        };
+        let gone: HashSet<&str> = base
+            .sources
+            .iter()
+            .filter(|row| row.status == SourceStatus::Retracted && row.message.is_none())
+            .map(|row| row.uri.as_str())
+            .collect();
+        self.files[..self.added_files()]
+            .iter()
+            .filter(|file| gone.contains(file.input.uri.as_str()))
+            .map(|file| {
+                format!(
+                    "`{}` had been retracted and is counted again",
+                    file.input.display()
+                )
+            })
+            .collect()
     }
 
     fn why_empty(&self, files: u64, facts: &Facts) -> String {
@@ -250,8 +274,7 @@ impl Run<'_> {
             });
         }
         // A file that comes (again) stands in place of what was known of it.
-        let come: std::collections::HashSet<&str> =
-            new.iter().map(|row| row.uri.as_str()).collect();
+        let come: HashSet<&str> = new.iter().map(|row| row.uri.as_str()).collect();
         rows.retain(|row| !come.contains(row.uri.as_str()));
         rows.extend(new);
         rows

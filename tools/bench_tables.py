@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Merges N tables of P pairs each and states the throughput as a share of the sequential read rate.
 
-    make bench-merge                         # 8 tables of 50 M pairs
-    make bench-merge TABLES=4 PAIRS=5e6      # smaller
+    make bench-tables                         # 8 tables of 50 M pairs
+    make bench-tables TABLES=4 PAIRS=5e6      # smaller
 
 The tables are made (seeded) with the layout of a real job: sorted pairs over one vocabulary, delta-packed, in row
 groups of 2^20. The read rate is that of the same files read from end to end by one thread, past the page cache where
