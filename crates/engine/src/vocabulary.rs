@@ -1,6 +1,6 @@
 //! From the terms of all units to the vocabulary.
 
-use pmill_text::{TermCount, Vocabulary, VocabularyRule, merge_sorted};
+use pmill_text::{Dictionary, TermCount, Vocabulary, VocabularyRule, merge_sorted};
 
 use crate::budget::Budget;
 use crate::dictionaries::StoredDictionary;
@@ -18,11 +18,49 @@ pub struct Chosen {
     pub types: u64,
 }
 
-/// Merges the sorted dictionaries and picks the terms by `rule`.
+/// Picks the terms by `rule`. Dictionaries that are all in memory are summed by hashing and used
+/// up: each leaves its way to the vocabulary's ids. Else all are merged in the order of their terms.
 ///
 /// # Errors
 /// When the vocabulary would not fit the memory limit, or a dictionary cannot be read.
 pub fn choose(
+    dictionaries: &mut [StoredDictionary],
+    rule: &VocabularyRule,
+    budget: &Budget,
+) -> Result<Chosen, EngineError> {
+    let in_memory: Option<Vec<&Dictionary>> = dictionaries
+        .iter()
+        .map(|dictionary| match dictionary {
+            StoredDictionary::Memory(dictionary) => Some(dictionary),
+            _ => None,
+        })
+        .collect();
+    let Some(in_memory) = in_memory else {
+        return merge(dictionaries, rule, budget);
+    };
+    if rule.size.is_none() {
+        // At most all of their terms.
+        let entries = in_memory.iter().flat_map(|dictionary| dictionary.iter());
+        let bytes: u64 = entries
+            .filter(|entry| in_memory.len() > 1 || entry.tokens >= rule.min_count)
+            .map(|entry| entry.term.len() as u64 + TERM_BYTES)
+            .sum();
+        if bytes > budget.limit.0 / 2 {
+            return merge(dictionaries, rule, budget);
+        }
+    }
+    let chosen = Vocabulary::choose(&in_memory, rule)?;
+    for (dictionary, map) in dictionaries.iter_mut().zip(chosen.maps) {
+        *dictionary = StoredDictionary::Mapped(map);
+    }
+    Ok(Chosen {
+        vocabulary: chosen.vocabulary,
+        types: chosen.types,
+    })
+}
+
+/// Merges the sorted dictionaries.
+fn merge(
     dictionaries: &[StoredDictionary],
     rule: &VocabularyRule,
     budget: &Budget,

@@ -49,7 +49,7 @@ impl Run<'_> {
             None => None,
         };
         let mut corpus = self.read(&units, &work, given.as_ref())?;
-        let (vocabulary, types, given_map) = self.vocabulary(given.as_deref(), &corpus)?;
+        let (vocabulary, types, given_map) = self.vocabulary(given.as_deref(), &mut corpus)?;
         let vocabulary = Arc::new(vocabulary);
         let counting = self.counting(&vocabulary, &corpus, &digest)?;
         let counted = self.count(
@@ -146,7 +146,7 @@ impl Run<'_> {
     pub(super) fn vocabulary(
         &self,
         given: Option<&Vocabulary>,
-        corpus: &Corpus,
+        corpus: &mut Corpus,
     ) -> Result<(Vocabulary, u64, Option<Vec<u32>>), EngineError> {
         match (given, &corpus.counts) {
             (Some(given), Some((tokens, documents))) => {
@@ -156,7 +156,7 @@ impl Run<'_> {
             }
             _ => {
                 let rule = self.job.settings.vocabulary.rule();
-                let chosen = vocabulary::choose(&corpus.dictionaries, &rule, &self.budget)?;
+                let chosen = vocabulary::choose(&mut corpus.dictionaries, &rule, &self.budget)?;
                 Ok((chosen.vocabulary, chosen.types, None))
             }
         }
