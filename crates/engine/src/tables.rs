@@ -185,8 +185,12 @@ pub fn vocab_columns(vocabulary: &Vocabulary) -> Result<Vec<ArrayRef>, EngineErr
     ])
 }
 
-/// How many pairs one file of `pairs` is planned for, by the estimate of [`table_ranges`].
+/// How many pairs one file of `pairs` is planned for at most, by the estimate of [`table_ranges`].
 const PAIRS_A_FILE: u64 = 16 << 20;
+/// Smaller files are not worth their footers.
+const LEAST_PAIRS_A_FILE: u64 = 1 << 20;
+/// A job of middling size has so many files, so that threads end at about the same time.
+const FILES: u64 = 16;
 
 /// Cuts the left ids into ranges, one table file each.
 ///
@@ -196,12 +200,17 @@ const PAIRS_A_FILE: u64 = 16 << 20;
 #[must_use]
 pub fn table_ranges(vocabulary: &Vocabulary, reach: u64) -> Vec<Range<u32>> {
     let size = u32::try_from(vocabulary.len()).unwrap_or(u32::MAX);
+    let estimate = |id: u32| {
+        let meetings = vocabulary.tokens(id).saturating_mul(reach);
+        meetings.min(u64::from(size - id))
+    };
+    let all: u64 = (0..size).map(estimate).sum();
+    let pairs_a_file = (all / FILES).clamp(LEAST_PAIRS_A_FILE, PAIRS_A_FILE);
     let mut ranges = Vec::new();
     let (mut start, mut pairs) = (0, 0_u64);
     for id in 0..size {
-        let meetings = vocabulary.tokens(id).saturating_mul(reach);
-        pairs += meetings.min(u64::from(size - id));
-        if pairs >= PAIRS_A_FILE {
+        pairs += estimate(id);
+        if pairs >= pairs_a_file {
             ranges.push(start..id + 1);
             start = id + 1;
             pairs = 0;
