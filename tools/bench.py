@@ -179,7 +179,7 @@ class Bench:
         mine, summary, _ = self.count("pmill", folder, *flags)
         self.check(mine)
         peers = []
-        for peer in ("sklearn", "duckdb", "polars"):
+        for peer in ("sklearn", "gensim", "duckdb", "polars"):
             out = os.path.join(self.work, f"{peer}.parquet")
             peers.append(Run(peer, [sys.executable, os.path.join(HERE, "bench_peers.py"), peer, folder, out,
                                     os.path.join(self.work, "peer-spill")], self.options.limit))
@@ -276,6 +276,8 @@ def main():
                         help="a further program whose output is put on the page")
     parser.add_argument("--text-path", default="", help="the example text_path of pmill-engine")
     parser.add_argument("--wordnet", default="", help="folder with index.noun and noun.exc")
+    parser.add_argument("--growth", default="0.1,0.3,1",
+                        help="sizes of the growth table, times --documents; 0.1,0.3,1,3 goes on to 300 M tokens")
     parser.add_argument("--only", default="window,document,memory,growth,text")
     options = parser.parse_args()
     options.pmill = os.path.abspath(options.pmill)
@@ -290,7 +292,7 @@ def main():
         elif part == "memory":
             bench.memory(documents)
         elif part == "growth":
-            bench.growth([documents // 10, documents * 3 // 10, documents])
+            bench.growth([round(documents * float(times)) for times in options.growth.split(",")])
         elif part == "text":
             bench.text()
         else:

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Row-level pair counts by general programs: the 50,000 most frequent words, every pair of distinct words of a row
-once, as Parquet(l, r, c).   bench_peers.py sklearn|duckdb|polars FOLDER OUT SPILL   Prints the number of pairs."""
+once, as Parquet(l, r, c).   bench_peers.py sklearn|gensim|duckdb|polars FOLDER OUT SPILL   Prints the number of pairs."""
 import glob
 import os
 import sys
@@ -10,6 +10,15 @@ peer, folder, out, spill = sys.argv[1:]
 files = sorted(glob.glob(os.path.join(folder, "*.parquet")))
 os.makedirs(spill, exist_ok=True)
 
+
+def texts():
+    import pyarrow.parquet as pq
+
+    for path in files:
+        for batch in pq.ParquetFile(path).iter_batches(columns=["TEXT"]):
+            yield from batch.column(0).to_pylist()
+
+
 if peer == "sklearn":
     import numpy as np
     import pyarrow as pa
@@ -17,14 +26,26 @@ if peer == "sklearn":
     from scipy.sparse import triu
     from sklearn.feature_extraction.text import CountVectorizer
 
-    def texts():
-        for path in files:
-            for batch in pq.ParquetFile(path).iter_batches(columns=["TEXT"]):
-                yield from batch.column(0).to_pylist()
-
     matrix = CountVectorizer(analyzer=str.split, max_features=VOCABULARY, dtype=np.int32).fit_transform(texts())
     matrix.data[:] = 1
     pairs = triu(matrix.T @ matrix, 1).tocoo()
+    pq.write_table(pa.table({"l": pairs.row, "r": pairs.col, "c": pairs.data}), out)
+    print(pairs.nnz)
+elif peer == "gensim":
+    # gensim has words to ids and bags of words; the product of its sparse matrix is SciPy's.
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from gensim.corpora import Dictionary
+    from gensim.matutils import corpus2csc
+    from scipy.sparse import triu
+
+    words = Dictionary((text.split() for text in texts()), prune_at=None)
+    best = sorted(words.cfs, key=lambda word: (-words.cfs[word], words[word]))[:VOCABULARY]
+    words.filter_tokens(good_ids=best)
+    matrix = corpus2csc((words.doc2bow(text.split()) for text in texts()), num_terms=len(words), dtype=np.int32)
+    matrix.data[:] = 1
+    pairs = triu(matrix @ matrix.T, 1).tocoo()
     pq.write_table(pa.table({"l": pairs.row, "r": pairs.col, "c": pairs.data}), out)
     print(pairs.nnz)
 elif peer == "duckdb":

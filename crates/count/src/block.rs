@@ -13,7 +13,8 @@ use pmill_simd::{Lane, MARGIN};
 
 use crate::accumulator::{Accumulator, Partners, Sums};
 use crate::error::{CountError, Result};
-use crate::settings::{Context, CountSettings, OUT_OF_VOCABULARY, OutOfVocabulary};
+use crate::rows::{self, Tally, distinct};
+use crate::settings::{Context, CountSettings, OUT_OF_VOCABULARY};
 
 /// The largest vocabulary whose slots take 2 bytes.
 pub const NARROW_VOCABULARY: u32 = 65_536 - FIRST_CODE;
@@ -130,14 +131,8 @@ pub struct TokenBlock {
     /// Context `row` only: the left ids, and where in `slots` each one's right list starts.
     pub(crate) lefts: Vec<u32>,
     pub(crate) left_starts: Vec<u32>,
-    /// Slots that hold an id of the vocabulary.
-    tokens: usize,
-    rows: u64,
-    dropped_features: u64,
-    out_of_vocabulary: u64,
+    pub(crate) tally: Tally,
     capacity_slots: usize,
-    longest_row: usize,
-    kept_rows: u64,
     scratch: Vec<u32>,
     /// Memory of an earlier block's positions.
     spare: Vec<u32>,
@@ -155,13 +150,8 @@ impl TokenBlock {
             slots: Slots::new(settings.vocabulary_size),
             lefts: Vec::new(),
             left_starts: Vec::new(),
-            tokens: 0,
-            rows: 0,
-            dropped_features: 0,
-            out_of_vocabulary: 0,
+            tally: Tally::default(),
             capacity_slots: 0,
-            longest_row: 0,
-            kept_rows: 0,
             scratch: Vec::new(),
             spare: Vec::new(),
         };
@@ -223,12 +213,12 @@ impl TokenBlock {
 
     /// Slots of the longest row, its end not counted.
     pub(crate) fn longest_row(&self) -> usize {
-        self.longest_row
+        self.tally.longest_row
     }
 
     /// Tokens a row, on average over the rows that can hold a pair.
     pub(crate) fn mean_row(&self) -> f64 {
-        self.tokens as f64 / (self.kept_rows as f64).max(1.0)
+        self.tally.tokens as f64 / (self.tally.kept_rows as f64).max(1.0)
     }
 
     pub(crate) fn take_spare(&mut self) -> Vec<u32> {
@@ -243,38 +233,38 @@ impl TokenBlock {
     pub(crate) fn indexed(&self) -> usize {
         match self.settings.context {
             Context::Row => self.lefts.len(),
-            _ => self.tokens,
+            _ => self.tally.tokens,
         }
     }
 
     /// Token slots held, row ends not counted.
     #[must_use]
     pub fn tokens(&self) -> usize {
-        self.tokens
+        self.tally.tokens
     }
 
     /// Rows pushed, empty ones too.
     #[must_use]
     pub fn rows(&self) -> u64 {
-        self.rows
+        self.tally.rows
     }
 
     /// Distinct ids dropped by `max_features`.
     #[must_use]
     pub fn dropped_features(&self) -> u64 {
-        self.dropped_features
+        self.tally.dropped_features
     }
 
     /// Tokens outside the vocabulary that were pushed.
     #[must_use]
     pub fn out_of_vocabulary(&self) -> u64 {
-        self.out_of_vocabulary
+        self.tally.out_of_vocabulary
     }
 
     /// Whether no token is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.tokens == 0 && self.lefts.is_empty()
+        self.tally.tokens == 0 && self.lefts.is_empty()
     }
 
     /// Whether a row of so many tokens fits the budget given to [`with_budget`](Self::with_budget).
@@ -302,12 +292,7 @@ impl TokenBlock {
         self.slots.margin();
         self.lefts.clear();
         self.left_starts.clear();
-        self.tokens = 0;
-        self.rows = 0;
-        self.longest_row = 0;
-        self.kept_rows = 0;
-        self.dropped_features = 0;
-        self.out_of_vocabulary = 0;
+        self.tally = Tally::default();
     }
 
     /// Adds one row. Windows and documents never reach beyond their row.
@@ -323,16 +308,20 @@ impl TokenBlock {
             });
         }
         self.check_room(ids.len())?;
-        match self.settings.context {
-            Context::Window(ref window) => {
-                let gaps = window.out_of_vocabulary == OutOfVocabulary::Gap;
-                self.push_window_row(ids, gaps)?;
-            }
-            Context::Document { max_features } => self.push_document_row(ids, max_features)?,
-            Context::Row => {}
-        }
-        self.rows += 1;
-        Ok(())
+        let Self {
+            settings,
+            slots,
+            scratch,
+            tally,
+            ..
+        } = self;
+        each!(slots, slots => {
+            let start = slots.len();
+            slots.resize(start + ids.len() + 1, 0);
+            let written = rows::write(settings, ids, &mut slots[start..], scratch, tally);
+            slots.truncate(start + written.as_ref().map_or(0, |&slots| slots));
+            written.map(|_| ())
+        })
     }
 
     /// Adds many rows: row `i` is `ids[row_ends[i - 1]..row_ends[i]]`, the first from 0.
@@ -391,12 +380,12 @@ impl TokenBlock {
         self.scratch = scratch;
         result?;
         let outside = |ids: &[u32]| ids.iter().filter(|&&id| id == OUT_OF_VOCABULARY).count();
-        self.out_of_vocabulary += (outside(left) + outside(right)) as u64;
-        self.rows += 1;
+        self.tally.out_of_vocabulary += (outside(left) + outside(right)) as u64;
+        self.tally.rows += 1;
         Ok(())
     }
 
-    fn check_room(&self, row_tokens: usize) -> Result<()> {
+    pub(crate) fn check_room(&self, row_tokens: usize) -> Result<()> {
         if self.slots.len() + row_tokens + 2 * MARGIN > LARGEST_SLOTS {
             return Err(CountError::BlockFull {
                 slots: self.slots.len(),
@@ -404,46 +393,6 @@ impl TokenBlock {
             });
         }
         Ok(())
-    }
-
-    fn push_window_row(&mut self, ids: &[u32], gaps: bool) -> Result<()> {
-        let vocabulary_size = self.settings.vocabulary_size;
-        let start = self.slots.len();
-        let appended =
-            each!(&mut self.slots, slots => append_window_row(slots, ids, vocabulary_size, gaps));
-        let Some(kept) = appended else {
-            self.slots.truncate(start);
-            return Err(out_of_range(ids, vocabulary_size));
-        };
-        self.out_of_vocabulary += (ids.len() - kept) as u64;
-        if kept < 2 {
-            self.slots.truncate(start);
-            return Ok(());
-        }
-        self.tokens += kept;
-        self.kept_rows += 1;
-        self.longest_row = self.longest_row.max(ids.len());
-        Ok(())
-    }
-
-    fn push_document_row(&mut self, ids: &[u32], max_features: Option<u32>) -> Result<()> {
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let result = distinct(ids, self.settings.vocabulary_size, &mut scratch);
-        if result.is_ok() {
-            if let Some(most) = max_features {
-                let dropped = scratch.len().saturating_sub(most as usize);
-                self.dropped_features += dropped as u64;
-                scratch.truncate(most as usize);
-            }
-            if scratch.len() >= 2 {
-                self.append_codes(&scratch);
-                self.end_row(scratch.len());
-            }
-            self.out_of_vocabulary +=
-                ids.iter().filter(|&&id| id == OUT_OF_VOCABULARY).count() as u64;
-        }
-        self.scratch = scratch;
-        result
     }
 
     fn append_codes(&mut self, ids: &[u32]) {
@@ -454,62 +403,13 @@ impl TokenBlock {
     }
 
     fn end_row(&mut self, tokens: usize) {
-        self.tokens += tokens;
-        self.kept_rows += 1;
-        self.longest_row = self.longest_row.max(tokens);
+        self.tally.tokens += tokens;
+        self.tally.kept_rows += 1;
+        self.tally.longest_row = self.tally.longest_row.max(tokens);
         each!(&mut self.slots, slots => slots.push(ROW_END as _));
     }
 
     pub(crate) fn close(&mut self) {
         self.slots.margin();
-    }
-}
-
-/// Appends a row and its end; how many ids of the vocabulary it holds, or `None` on a bad id.
-fn append_window_row<S: Slot>(
-    slots: &mut Vec<S>,
-    ids: &[u32],
-    vocabulary_size: u32,
-    gaps: bool,
-) -> Option<usize> {
-    let start = slots.len();
-    slots.resize(start + ids.len() + 1, S::from_code(ROW_END));
-    let row = &mut slots[start..];
-    let (mut filled, mut outside, mut bad) = (0, 0, false);
-    for &id in ids {
-        let known = id < vocabulary_size;
-        bad |= !known & (id != OUT_OF_VOCABULARY);
-        outside += usize::from(!known);
-        row[filled] = S::from_code(if known { id + FIRST_CODE } else { GAP });
-        filled += usize::from(known | gaps);
-    }
-    row[filled] = S::from_code(ROW_END);
-    slots.truncate(start + filled + 1);
-    (!bad).then_some(ids.len() - outside)
-}
-
-/// The distinct ids of the vocabulary, rising, into `out`.
-fn distinct(ids: &[u32], vocabulary_size: u32, out: &mut Vec<u32>) -> Result<()> {
-    out.clear();
-    out.extend_from_slice(ids);
-    out.sort_unstable();
-    out.dedup();
-    if out.last() == Some(&OUT_OF_VOCABULARY) {
-        out.pop();
-    }
-    match out.last() {
-        Some(&id) if id >= vocabulary_size => Err(CountError::IdOutOfRange {
-            id,
-            vocabulary_size,
-        }),
-        _ => Ok(()),
-    }
-}
-
-fn out_of_range(ids: &[u32], vocabulary_size: u32) -> CountError {
-    let bad = |id: &&u32| **id >= vocabulary_size && **id != OUT_OF_VOCABULARY;
-    CountError::IdOutOfRange {
-        id: ids.iter().find(bad).copied().unwrap_or(OUT_OF_VOCABULARY),
-        vocabulary_size,
     }
 }

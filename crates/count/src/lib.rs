@@ -68,7 +68,9 @@ mod block;
 mod error;
 mod index;
 mod kernel;
+mod pieces;
 mod prepared;
+mod rows;
 mod run;
 mod settings;
 mod sink;
@@ -82,6 +84,7 @@ mod tests;
 pub use accumulator::Accumulator;
 pub use block::{NARROW_VOCABULARY, TokenBlock};
 pub use error::{CountError, ErrorKind, Result};
+pub use pieces::{BlockPiece, PieceTally};
 pub use prepared::PreparedBlock;
 pub use run::{
     Compression, Piece, RowSource, RunReader, RunSource, RunSummary, RunWriter, SeekSource,

@@ -160,6 +160,39 @@ proptest! {
     }
 
     #[test]
+    fn a_block_filled_in_pieces_counts_the_same((settings, rows) in job(), cuts in proptest::collection::vec(0_usize..12, 0..4), slack in 0_usize..40) {
+        if settings.context == Context::Row {
+            return Ok(());
+        }
+        let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(rows.len())).collect();
+        cuts.extend([0, rows.len()]);
+        cuts.sort_unstable();
+        let parts: Vec<&[Row]> = cuts.windows(2).map(|two| &rows[two[0]..two[1]]).collect();
+        let sizes: Vec<usize> = parts
+            .iter()
+            .map(|rows| rows.iter().map(|row| row.left.len() + 1).sum::<usize>() + slack)
+            .collect();
+        let mut block = TokenBlock::new(&settings).unwrap();
+        let tallies: Vec<PieceTally> = block
+            .pieces(&sizes)
+            .unwrap()
+            .into_iter()
+            .zip(parts)
+            .map(|(mut piece, rows)| {
+                rows.iter().for_each(|row| piece.push_row(&row.left).unwrap());
+                piece.finish()
+            })
+            .collect();
+        block.close_pieces(&tallies);
+        let whole = block_of(&settings, &rows);
+        prop_assert_eq!(
+            (block.rows(), block.tokens(), block.dropped_features(), block.out_of_vocabulary()),
+            (whole.rows(), whole.tokens(), whole.dropped_features(), whole.out_of_vocabulary())
+        );
+        prop_assert_eq!(table_of(&columns_of(&block.prepare(2).unwrap(), 1)), count(&settings, &rows));
+    }
+
+    #[test]
     fn a_recycled_block_counts_afresh((settings, first) in job(), cut in 0_usize..12) {
         let second = &first[cut.min(first.len())..];
         let prepared = block_of(&settings, &first).prepare(2).unwrap();

@@ -11,9 +11,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pmill_count::{
-    Accumulator, Compression, CountError, CountSettings as KernelSettings, OUT_OF_VOCABULARY,
-    Piece, PreparedBlock, RowSource, RunReader, RunWriter, SeekSource, TokenBlock, merge_runs,
-    subsample_row,
+    Accumulator, Compression, Context, CountError, CountSettings as KernelSettings,
+    OUT_OF_VOCABULARY, Piece, PreparedBlock, RowSource, RunReader, RunWriter, SeekSource,
+    TokenBlock, merge_runs, subsample_row,
 };
 use pmill_store::DataFile;
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ use crate::error::EngineError;
 use crate::pairs_table::{PairsRows, PairsTable};
 use crate::progress::{Progress, StopFlag};
 use crate::tables::{PairsFile, TableFolder, unwrap_sink};
-use crate::tokens::TokenStore;
+use crate::tokens::{Chunk, TokenStore};
 use crate::workers;
 
 /// What the counting steps share.
@@ -161,53 +161,73 @@ impl Counting<'_> {
         maps: &[Vec<u32>],
         mut full: impl FnMut(TokenBlock) -> Result<TokenBlock, EngineError>,
     ) -> Result<TokenBlock, EngineError> {
-        let mut block = TokenBlock::with_budget(&self.kernel, self.bytes_for(&tokens)?)?;
-        let chunks = tokens.into_chunks()?;
-        let (mut row_ids, mut thinned) = (Vec::new(), Vec::new());
-        for chunk in chunks {
+        let (needed, in_memory) = (self.needed_for(&tokens)?, tokens.in_memory()?);
+        if in_memory && needed <= self.block_bytes && self.kernel.context != Context::Row {
+            return self.fill_at_once(tokens, maps);
+        }
+        let mut block = TokenBlock::with_budget(&self.kernel, needed.min(self.block_bytes))?;
+        let mut mapper = RowMapper::new(maps, self.keep.as_deref());
+        for chunk in tokens.into_chunks()? {
             let chunk = chunk?;
             if self.stop.is_set() {
                 return Err(EngineError::Interrupted);
             }
-            let map = maps.get(chunk.dictionary as usize);
-            for row in chunk.rows() {
-                let ids = match map {
-                    None => row,
-                    Some(map) => {
-                        row_ids.clear();
-                        row_ids.extend(row.iter().map(|&local| {
-                            map.get(local as usize)
-                                .copied()
-                                .unwrap_or(OUT_OF_VOCABULARY)
-                        }));
-                        &row_ids[..]
-                    }
-                };
-                let ids = match &self.keep {
-                    None => ids,
-                    Some(keep) => {
-                        subsample_row(ids, keep, &mut thinned);
-                        &thinned[..]
-                    }
-                };
+            mapper.each_row(&chunk, |ids| {
                 if !block.has_room(ids.len()) {
-                    block = full(block)?;
+                    let empty = TokenBlock::new(&self.kernel)?;
+                    block = full(std::mem::replace(&mut block, empty))?;
                 }
-                block.push_row(ids)?;
-            }
+                Ok(block.push_row(ids)?)
+            })?;
         }
         Ok(block)
     }
 
-    /// Bytes of a block for these tokens: no more than they need, and no more than there are.
-    fn bytes_for(&self, tokens: &TokenStore) -> Result<usize, EngineError> {
+    /// Pours chunks that are all in memory, and fit one block, into it with all threads.
+    fn fill_at_once(
+        &self,
+        tokens: TokenStore,
+        maps: &[Vec<u32>],
+    ) -> Result<TokenBlock, EngineError> {
+        let chunks = tokens.into_chunks()?;
+        let slots = |chunk: &Chunk| chunk.ids.len() + chunk.row_ends.len();
+        let sizes: Vec<usize> = chunks.in_memory().iter().map(slots).collect();
+        let mut block = TokenBlock::new(&self.kernel)?;
+        let tallies = {
+            let pieces = block.pieces(&sizes)?;
+            // Both are taken from the end, so that a chunk meets its piece and leaves memory.
+            let queue = Mutex::new((chunks, pieces));
+            workers::run(self.threads, self.stop, |_| {
+                let mut mapper = RowMapper::new(maps, self.keep.as_deref());
+                let mut tallies = Vec::new();
+                loop {
+                    if self.stop.is_set() {
+                        return Err(EngineError::Interrupted);
+                    }
+                    let next = {
+                        let mut queue = queue.lock().map_err(|_| poisoned())?;
+                        queue.0.next().zip(queue.1.pop())
+                    };
+                    let Some((chunk, mut piece)) = next else {
+                        return Ok(tallies);
+                    };
+                    mapper.each_row(&chunk?, |ids| Ok(piece.push_row(ids)?))?;
+                    tallies.push(piece.finish());
+                }
+            })?
+        };
+        block.close_pieces(&tallies.concat());
+        Ok(block)
+    }
+
+    /// Bytes of a block that holds all of these tokens.
+    fn needed_for(&self, tokens: &TokenStore) -> Result<usize, EngineError> {
         let (tokens, rows) = tokens.size()?;
         let slots = usize::try_from(tokens + rows).unwrap_or(usize::MAX);
-        let needed = slots
+        Ok(slots
             .saturating_mul(TokenBlock::bytes_per_token(&self.kernel))
             .saturating_add(self.kernel.vocabulary_size as usize * 16)
-            .saturating_add(1 << 20);
-        Ok(needed.min(self.block_bytes))
+            .saturating_add(1 << 20))
     }
 
     /// Counts a block straight into the table files.
@@ -332,6 +352,59 @@ impl Counting<'_> {
             ))
         }
     }
+}
+
+/// Rows of chunks as the kernel takes them: in the vocabulary's ids, subsampled.
+struct RowMapper<'a> {
+    maps: &'a [Vec<u32>],
+    keep: Option<&'a [f64]>,
+    ids: Vec<u32>,
+    thinned: Vec<u32>,
+}
+
+impl<'a> RowMapper<'a> {
+    fn new(maps: &'a [Vec<u32>], keep: Option<&'a [f64]>) -> Self {
+        Self {
+            maps,
+            keep,
+            ids: Vec::new(),
+            thinned: Vec::new(),
+        }
+    }
+
+    fn each_row(
+        &mut self,
+        chunk: &Chunk,
+        mut take: impl FnMut(&[u32]) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        let map = self.maps.get(chunk.dictionary as usize);
+        for row in chunk.rows() {
+            let ids = match map {
+                None => row,
+                Some(map) => {
+                    self.ids.clear();
+                    self.ids.extend(row.iter().map(|&local| {
+                        map.get(local as usize)
+                            .copied()
+                            .unwrap_or(OUT_OF_VOCABULARY)
+                    }));
+                    &self.ids[..]
+                }
+            };
+            match self.keep {
+                None => take(ids)?,
+                Some(keep) => {
+                    subsample_row(ids, keep, &mut self.thinned);
+                    take(&self.thinned)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn poisoned() -> EngineError {
+    EngineError::Bug("a worker panicked while it held the queue of chunks".into())
 }
 
 fn io_error(action: &'static str, path: &Path, source: std::io::Error) -> EngineError {

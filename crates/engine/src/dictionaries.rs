@@ -23,6 +23,8 @@ pub enum StoredDictionary {
         /// Terms in it.
         terms: u64,
     },
+    /// Used up: the vocabulary was chosen, and this leads from local ids to its ids.
+    Mapped(Vec<u32>),
 }
 
 impl StoredDictionary {
@@ -63,6 +65,11 @@ impl StoredDictionary {
     pub fn sorted(&self) -> Result<SortedTerms<'_>, EngineError> {
         Ok(match self {
             Self::Memory(dictionary) => Box::new(dictionary.sorted_counts()),
+            Self::Mapped(_) => {
+                return Err(EngineError::Bug(
+                    "the terms of a dictionary were asked for twice".into(),
+                ));
+            }
             Self::Disk { path, terms } => {
                 Box::new(Entries::open(path, *terms)?.map(|entry| entry.map(|(term, _)| term)))
             }
@@ -76,6 +83,7 @@ impl StoredDictionary {
     pub fn remap(&self, vocabulary: &Vocabulary) -> Result<Vec<u32>, EngineError> {
         match self {
             Self::Memory(dictionary) => Ok(vocabulary.remap(dictionary)),
+            Self::Mapped(map) => Ok(map.clone()),
             Self::Disk { path, terms } => {
                 let mut map = vec![OUT_OF_VOCABULARY; usize::try_from(*terms).unwrap_or(0)];
                 for entry in Entries::open(path, *terms)? {

@@ -10,15 +10,12 @@ use arrow::record_batch::RecordBatch;
 use object_store::path::Path as ObjectPath;
 use pmill_count::{CountError, RowSink};
 use pmill_store::{
-    DataFile, JobName, StoreError, TableWriter, Warehouse, schema, table_properties,
+    DataFile, JobName, PairsWriter, StoreError, TableWriter, Warehouse, table_properties,
 };
 use pmill_text::Vocabulary;
 use tokio::runtime::Handle;
 
 use crate::error::EngineError;
-
-/// Pairs that are handed to the Parquet writer at once.
-const BATCH_PAIRS: usize = 1 << 16;
 
 /// Where files of one table go.
 pub struct TableFolder<'a> {
@@ -83,10 +80,7 @@ impl<'a> TableFolder<'a> {
 
 /// Writes counted rows as one file of `pairs`.
 pub struct PairsFile {
-    writer: TableWriter,
-    left: Vec<i32>,
-    right: Vec<i32>,
-    counts: Vec<i64>,
+    writer: PairsWriter,
     /// Pairs written.
     pub pairs: u64,
     /// Sum of their counts, in weight units.
@@ -99,48 +93,28 @@ impl PairsFile {
     /// # Errors
     /// When it cannot be made.
     pub fn create(folder: &TableFolder<'_>, name: &str) -> Result<Self, EngineError> {
-        let writer = folder.create(name, &schema::PAIRS, &["left_id", "right_id"])?;
+        let writer = PairsWriter::create(
+            folder.warehouse.store(),
+            &folder.folder,
+            folder.local.clone(),
+            name,
+            &folder.runtime,
+        )?;
         Ok(Self {
             writer,
-            left: Vec::with_capacity(BATCH_PAIRS),
-            right: Vec::with_capacity(BATCH_PAIRS),
-            counts: Vec::with_capacity(BATCH_PAIRS),
             pairs: 0,
             units: 0,
         })
     }
 
-    fn flush(&mut self) -> Result<(), EngineError> {
-        let take = |values: &mut Vec<i32>| {
-            Int32Array::from(std::mem::replace(values, Vec::with_capacity(BATCH_PAIRS)))
-        };
-        let counts = std::mem::replace(&mut self.counts, Vec::with_capacity(BATCH_PAIRS));
-        let columns: Vec<ArrayRef> = vec![
-            Arc::new(take(&mut self.left)),
-            Arc::new(take(&mut self.right)),
-            Arc::new(Int64Array::from(counts)),
-        ];
-        let batch = RecordBatch::try_new(schema::PAIRS.clone(), columns)
-            .map_err(|error| EngineError::Bug(error.to_string()))?;
-        Ok(self.writer.write(&batch)?)
-    }
-
     fn append(&mut self, left: u32, right: &[u32], counts: &[u64]) -> Result<(), EngineError> {
-        let id = |id: u32| i32::try_from(id).map_err(|_| too_large(left, u64::from(id)));
-        self.left
-            .extend(std::iter::repeat_n(id(left)?, right.len()));
-        for &right in right {
-            self.right.push(id(right)?);
-        }
-        for &count in counts {
-            self.counts
-                .push(i64::try_from(count).map_err(|_| too_large(left, count))?);
-            self.units += u128::from(count);
-        }
+        self.writer.row(left, right, counts)?;
+        // A row's sum may be beyond 64 bits: in two halves it is not.
+        let (low, high) = counts.iter().fold((0_u64, 0_u64), |(low, high), count| {
+            (low + (count & u64::from(u32::MAX)), high + (count >> 32))
+        });
+        self.units += (u128::from(high) << 32) + u128::from(low);
         self.pairs += right.len() as u64;
-        if self.left.len() >= BATCH_PAIRS {
-            self.flush()?;
-        }
         Ok(())
     }
 
@@ -148,10 +122,7 @@ impl PairsFile {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn finish(mut self) -> Result<(DataFile, u64, u128), EngineError> {
-        if !self.left.is_empty() || self.pairs == 0 {
-            self.flush()?;
-        }
+    pub fn finish(self) -> Result<(DataFile, u64, u128), EngineError> {
         Ok((self.writer.finish()?, self.pairs, self.units))
     }
 }
@@ -218,8 +189,12 @@ pub fn vocab_columns(vocabulary: &Vocabulary) -> Result<Vec<ArrayRef>, EngineErr
     ])
 }
 
-/// How many pairs one file of `pairs` is planned for, by the estimate of [`table_ranges`].
+/// How many pairs one file of `pairs` is planned for at most, by the estimate of [`table_ranges`].
 const PAIRS_A_FILE: u64 = 16 << 20;
+/// Smaller files are not worth their footers.
+const LEAST_PAIRS_A_FILE: u64 = 1 << 20;
+/// A job of middling size has so many files, so that threads end at about the same time.
+const FILES: u64 = 16;
 
 /// Cuts the left ids into ranges, one table file each.
 ///
@@ -229,12 +204,17 @@ const PAIRS_A_FILE: u64 = 16 << 20;
 #[must_use]
 pub fn table_ranges(vocabulary: &Vocabulary, reach: u64) -> Vec<Range<u32>> {
     let size = u32::try_from(vocabulary.len()).unwrap_or(u32::MAX);
+    let estimate = |id: u32| {
+        let meetings = vocabulary.tokens(id).saturating_mul(reach);
+        meetings.min(u64::from(size - id))
+    };
+    let all: u64 = (0..size).map(estimate).sum();
+    let pairs_a_file = (all / FILES).clamp(LEAST_PAIRS_A_FILE, PAIRS_A_FILE);
     let mut ranges = Vec::new();
     let (mut start, mut pairs) = (0, 0_u64);
     for id in 0..size {
-        let meetings = vocabulary.tokens(id).saturating_mul(reach);
-        pairs += meetings.min(u64::from(size - id));
-        if pairs >= PAIRS_A_FILE {
+        pairs += estimate(id);
+        if pairs >= pairs_a_file {
             ranges.push(start..id + 1);
             start = id + 1;
             pairs = 0;

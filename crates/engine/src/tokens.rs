@@ -123,6 +123,15 @@ impl TokenStore {
         Ok((held.tokens, held.rows))
     }
 
+    /// Whether no chunk went to disk.
+    ///
+    /// # Errors
+    /// When a worker panicked while it held the store.
+    pub fn in_memory(&self) -> Result<bool, EngineError> {
+        let held = self.held.lock().map_err(|_| poisoned())?;
+        Ok(held.spilled_chunks == 0)
+    }
+
     /// Bytes written to disk.
     ///
     /// # Errors
@@ -192,6 +201,14 @@ pub struct Chunks {
     reservation: MemoryReservation,
     spill: Option<(Arc<dyn SpillFile>, BufReader<File>)>,
     left_on_disk: u64,
+}
+
+impl Chunks {
+    /// The chunks in memory: the last is the next to come.
+    #[must_use]
+    pub fn in_memory(&self) -> &[Chunk] {
+        &self.memory
+    }
 }
 
 impl Iterator for Chunks {

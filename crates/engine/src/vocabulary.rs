@@ -1,6 +1,6 @@
 //! From the terms of all units to the vocabulary.
 
-use pmill_text::{TermCount, Vocabulary, VocabularyRule, merge_sorted};
+use pmill_text::{Dictionary, Outside, TermCount, Vocabulary, VocabularyRule, merge_sorted};
 
 use crate::budget::Budget;
 use crate::dictionaries::StoredDictionary;
@@ -16,13 +16,54 @@ pub struct Chosen {
     pub vocabulary: Vocabulary,
     /// Distinct terms met.
     pub types: u64,
+    /// The terms that were met and not chosen; `None` when the dictionaries still have them.
+    pub outside: Option<Outside>,
 }
 
-/// Merges the sorted dictionaries and picks the terms by `rule`.
+/// Picks the terms by `rule`. Dictionaries that are all in memory are summed by hashing and used
+/// up: each leaves its way to the vocabulary's ids. Else all are merged in the order of their terms.
 ///
 /// # Errors
 /// When the vocabulary would not fit the memory limit, or a dictionary cannot be read.
 pub fn choose(
+    dictionaries: &mut [StoredDictionary],
+    rule: &VocabularyRule,
+    budget: &Budget,
+) -> Result<Chosen, EngineError> {
+    let in_memory: Option<Vec<&Dictionary>> = dictionaries
+        .iter()
+        .map(|dictionary| match dictionary {
+            StoredDictionary::Memory(dictionary) => Some(dictionary),
+            _ => None,
+        })
+        .collect();
+    let Some(in_memory) = in_memory else {
+        return merge(dictionaries, rule, budget);
+    };
+    if rule.size.is_none() {
+        // At most all of their terms.
+        let entries = in_memory.iter().flat_map(|dictionary| dictionary.iter());
+        let bytes: u64 = entries
+            .filter(|entry| in_memory.len() > 1 || entry.tokens >= rule.min_count)
+            .map(|entry| entry.term.len() as u64 + TERM_BYTES)
+            .sum();
+        if bytes > budget.limit.0 / 2 {
+            return merge(dictionaries, rule, budget);
+        }
+    }
+    let chosen = Vocabulary::choose(&in_memory, rule)?;
+    for (dictionary, map) in dictionaries.iter_mut().zip(chosen.maps) {
+        *dictionary = StoredDictionary::Mapped(map);
+    }
+    Ok(Chosen {
+        vocabulary: chosen.vocabulary,
+        types: chosen.types,
+        outside: Some(chosen.outside),
+    })
+}
+
+/// Merges the sorted dictionaries.
+fn merge(
     dictionaries: &[StoredDictionary],
     rule: &VocabularyRule,
     budget: &Budget,
@@ -51,5 +92,9 @@ pub fn choose(
         Ok(entry)
     });
     let vocabulary = Vocabulary::from_counts(guarded, rule)?;
-    Ok(Chosen { vocabulary, types })
+    Ok(Chosen {
+        vocabulary,
+        types,
+        outside: None,
+    })
 }

@@ -102,6 +102,16 @@ pub enum StoreError {
         /// The cause.
         source: parquet::errors::ParquetError,
     },
+    /// A pair that the table's signed columns cannot hold.
+    #[error(
+        "{value} (in the row of id {left}) is beyond what a table can store (ids below 2^31, counts below 2^63)"
+    )]
+    PairRange {
+        /// The left id.
+        left: u32,
+        /// The id or count.
+        value: u64,
+    },
     /// Parquet encoding failed.
     #[error("cannot write `{path}`")]
     Parquet {
@@ -126,7 +136,7 @@ impl StoreError {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Location { .. } | Self::JobName { .. } | Self::NoJob { .. } => Kind::User,
-            Self::Property { .. } | Self::TableFile { .. } => Kind::User,
+            Self::Property { .. } | Self::TableFile { .. } | Self::PairRange { .. } => Kind::User,
             Self::Locked { .. } | Self::Conflict { .. } => Kind::NotNow,
             Self::Delta { source, .. } => delta_kind(source),
             Self::Io { source, .. } => io_kind(source),

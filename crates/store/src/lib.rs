@@ -29,14 +29,17 @@ mod delta;
 mod error;
 mod job;
 pub mod killpoint;
+mod pairs;
 pub mod schema;
 mod sweep;
+mod target;
 mod warehouse;
 mod writer;
 
 pub use delta::{DataFile, TableState};
 pub use error::{Kind, StoreError};
 pub use job::{Job, JobCommit, JobName, PmiCommit};
+pub use pairs::PairsWriter;
 pub use sweep::Swept;
 pub use warehouse::{JobLock, Warehouse};
 pub use writer::{TableWriter, table_properties};

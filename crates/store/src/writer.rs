@@ -4,8 +4,6 @@
 //! Delta log decides what is visible, and [`crate::Warehouse::sweep`] takes away what a dead
 //! process left. Memory: one row group.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,7 +11,6 @@ use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use deltalake_core::ObjectStore;
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectStoreExt, WriteMultipart};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::{ParquetMetaData, SortingColumn};
@@ -24,9 +21,10 @@ use tokio::runtime::Handle;
 
 use crate::delta::DataFile;
 use crate::error::StoreError;
+use crate::target::Target;
 
 /// Rows in a row group: fixed, so that a table's files do not depend on who wrote them.
-const ROW_GROUP_ROWS: usize = 1 << 20;
+pub(crate) const ROW_GROUP_ROWS: usize = 1 << 20;
 
 /// Writer properties of pmill's tables: `sorted` names the columns that the rows are sorted by.
 ///
@@ -90,36 +88,7 @@ impl TableWriter {
         properties: WriterProperties,
         runtime: &Handle,
     ) -> Result<Self, StoreError> {
-        let target = match local {
-            Some(folder) => {
-                let path = folder.join(name);
-                let io = |source| StoreError::Io {
-                    action: "create",
-                    path: path.display().to_string(),
-                    source,
-                };
-                std::fs::create_dir_all(&folder).map_err(io)?;
-                Target::Local {
-                    file: BufWriter::with_capacity(1 << 20, File::create(&path).map_err(io)?),
-                    path,
-                }
-            }
-            None => {
-                let path = folder.clone().join(name);
-                let upload = runtime
-                    .block_on(store.put_multipart(&path))
-                    .map_err(|source| StoreError::Object {
-                        action: "create",
-                        path: path.to_string(),
-                        source,
-                    })?;
-                Target::Remote {
-                    upload: WriteMultipart::new_with_chunk_size(upload, 8 << 20),
-                    path: path.to_string(),
-                    runtime: runtime.clone(),
-                }
-            }
-        };
+        let target = Target::create(store, folder, local, name, runtime)?;
         let writer = ArrowWriter::try_new(target, schema, Some(properties)).map_err(|source| {
             StoreError::Parquet {
                 path: name.to_owned(),
@@ -141,7 +110,7 @@ impl TableWriter {
         self.rows += batch.num_rows() as u64;
         self.writer
             .write(batch)
-            .map_err(|source| self_error(&self.name, source))
+            .map_err(|source| parquet_error(&self.name, source))
     }
 
     /// Bytes of encoded rows that wait for their row group to be complete.
@@ -158,7 +127,7 @@ impl TableWriter {
         let metadata = self
             .writer
             .finish()
-            .map_err(|source| self_error(&self.name, source))?;
+            .map_err(|source| parquet_error(&self.name, source))?;
         let size = self.writer.bytes_written() as u64;
         self.writer.inner_mut().close()?;
         Ok(DataFile {
@@ -171,7 +140,7 @@ impl TableWriter {
 }
 
 /// An I/O error inside the Parquet writer comes out as the I/O error that it is.
-fn self_error(name: &str, source: parquet::errors::ParquetError) -> StoreError {
+pub(crate) fn parquet_error(name: &str, source: parquet::errors::ParquetError) -> StoreError {
     if let parquet::errors::ParquetError::External(inner) = source {
         return match inner.downcast::<std::io::Error>() {
             Ok(io) => StoreError::Io {
@@ -191,77 +160,8 @@ fn self_error(name: &str, source: parquet::errors::ParquetError) -> StoreError {
     }
 }
 
-enum Target {
-    Closed,
-    Local {
-        file: BufWriter<File>,
-        path: PathBuf,
-    },
-    Remote {
-        upload: WriteMultipart,
-        path: String,
-        runtime: Handle,
-    },
-}
-
-impl Target {
-    /// Makes the file durable; nothing can be written after.
-    fn close(&mut self) -> Result<(), StoreError> {
-        match std::mem::replace(self, Self::Closed) {
-            Self::Local { file, path } => {
-                let io = |source| StoreError::Io {
-                    action: "write",
-                    path: path.display().to_string(),
-                    source,
-                };
-                let file = file.into_inner().map_err(|error| io(error.into_error()))?;
-                file.sync_all().map_err(io)
-            }
-            Self::Remote {
-                upload,
-                path,
-                runtime,
-            } => runtime
-                .block_on(upload.finish())
-                .map(|_| ())
-                .map_err(|source| StoreError::Object {
-                    action: "write",
-                    path,
-                    source,
-                }),
-            Self::Closed => Ok(()),
-        }
-    }
-}
-
-impl Write for Target {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        match self {
-            Self::Local { file, .. } => file.write(bytes),
-            Self::Remote {
-                upload, runtime, ..
-            } => {
-                let _inside = runtime.enter();
-                runtime
-                    .block_on(upload.wait_for_capacity(4))
-                    .map_err(std::io::Error::other)?;
-                upload.write(bytes);
-                Ok(bytes.len())
-            }
-            Self::Closed => Err(std::io::Error::other("the file is closed")),
-        }
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        match self {
-            Self::Local { file, .. } => file.flush(),
-            Self::Remote { .. } | Self::Closed => Ok(()),
-        }
-    }
-}
-
 /// Delta's statistics: rows, and the smallest and largest value of each integer column.
-fn delta_stats(metadata: &ParquetMetaData, rows: u64) -> String {
+pub(crate) fn delta_stats(metadata: &ParquetMetaData, rows: u64) -> String {
     let mut smallest = serde_json::Map::new();
     let mut largest = serde_json::Map::new();
     let mut nulls = serde_json::Map::new();

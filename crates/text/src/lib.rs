@@ -10,6 +10,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod chosen;
 mod dictionary;
 mod encoder;
 mod error;
@@ -36,6 +37,7 @@ mod unicode;
 mod unicode_tables;
 mod vocabulary;
 
+pub use chosen::{Chosen, Outside};
 pub use dictionary::{Dictionary, DictionaryBuilder, DictionaryEntry};
 pub use encoder::IdEncoder;
 pub use error::{ErrorKind, TextError};

@@ -189,7 +189,7 @@ impl Vocabulary {
     }
 
     /// Takes different terms in the order of their ids.
-    fn from_sorted<'a>(
+    pub(crate) fn from_sorted<'a>(
         entries: impl Iterator<Item = (&'a str, u64, u64)>,
     ) -> Result<Self, TextError> {
         let mut vocabulary = Self::default();

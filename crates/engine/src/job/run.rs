@@ -76,7 +76,7 @@ impl Run<'_> {
         };
         let mut corpus = self.read(&units, &work, given.as_ref())?;
         let (added, taken) = self.tallies(&corpus)?;
-        let totals = self.totals(given.as_deref(), &corpus, &digest)?;
+        let totals = self.totals(given.as_deref(), &mut corpus, &digest)?;
         let mut facts = self.facts_before();
         facts.rows = change("rows", facts.rows, added.rows, taken.rows)?;
         facts.tokens = change("tokens", facts.tokens, added.tokens, taken.tokens)?;

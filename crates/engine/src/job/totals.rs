@@ -35,7 +35,7 @@ impl Run<'_> {
     pub(super) fn totals(
         &self,
         given: Option<&Vocabulary>,
-        corpus: &Corpus,
+        corpus: &mut Corpus,
         digest: &str,
     ) -> Result<Totals, EngineError> {
         match (self.base, given, &corpus.counts) {
@@ -65,12 +65,16 @@ impl Run<'_> {
     }
 
     /// The first count: the vocabulary is chosen.
-    fn chosen(&self, corpus: &Corpus, digest: &str) -> Result<Totals, EngineError> {
+    fn chosen(&self, corpus: &mut Corpus, digest: &str) -> Result<Totals, EngineError> {
         let rule = self.job.settings.vocabulary.rule();
-        let chosen = vocabulary::choose(&corpus.dictionaries, &rule, &self.budget)?;
+        let chosen = vocabulary::choose(&mut corpus.dictionaries, &rule, &self.budget)?;
         let vocabulary = chosen.vocabulary;
         let mut outside = self.outside_file(digest)?;
-        if chosen.types > vocabulary.len() as u64 {
+        if let Some(terms) = &chosen.outside {
+            for term in terms.iter() {
+                outside.push(term)?;
+            }
+        } else if chosen.types > vocabulary.len() as u64 {
             for term in merge_sorted(sorted(&corpus.dictionaries)?) {
                 let term: TermCount = term?;
                 if vocabulary.lookup(&term.term).is_none() {
