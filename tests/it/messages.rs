@@ -131,7 +131,7 @@ fn the_help_of_count() {
 "), @r#"
     Count co-occurrences of a Parquet corpus into a table
 
-    Usage: pmill count [OPTIONS] --warehouse <FOLDER> --name <JOB> --input <URI>... --text <COLUMN>
+    Usage: pmill count [OPTIONS] --warehouse <FOLDER> --name <JOB> --text <COLUMN>
 
     Options:
           --warehouse <FOLDER>
@@ -145,8 +145,18 @@ fn the_help_of_count() {
           --input <URI>...
               Parquet files: paths, globs, folders, file:// URIs
 
+          --recount <FILE>
+              A counted file that has changed: take its old counts out, count it anew
+
+          --old <FILE>
+              Where the bytes are that were counted; one for each --recount, in the same order
+
           --text <COLUMN>
-              Column that holds the text: a name, or a path through structs (meta.caption)
+              Column that holds the text: a name, a path through structs (meta.caption), or an SQL
+              expression over columns that gives text or a list of text
+
+          --where <CONDITION>
+              Count only rows for which this SQL condition over the file's columns is true
 
           --memory-limit <SIZE>
               Most memory for the process, as 512MiB or 4GiB [default: half of what there is]
@@ -259,6 +269,10 @@ fn the_help_of_count() {
 
       # Documents: GloVe's counts, window 10, weight 1/distance
       pmill count --warehouse wh --name web --input 'crawl/*.parquet' --text text \
+          --context window --window 10 --weight harmonic --tokenizer whitespace
+
+      # A new crawl into the same table: only new files are counted
+      pmill count --warehouse wh --name web --input 'crawl/*.parquet' crawl-2/ --text text \
           --context window --window 10 --weight harmonic --tokenizer whitespace
 
       # What would happen, without doing it
