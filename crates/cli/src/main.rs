@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod correlate;
+mod compact;
 mod count;
 mod evaluate;
 mod inspect;
@@ -19,6 +20,7 @@ mod score;
 mod snapshot;
 mod sql;
 mod vocab;
+mod vacuum;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use outcome::Output;
@@ -69,6 +71,10 @@ enum Command {
     Correlate(correlate::CorrelateArgs),
     /// Compare predicted classes with true ones
     Evaluate(evaluate::EvaluateArgs),
+    /// Rewrite a job's pairs into few files of an even size
+    Compact(compact::CompactArgs),
+    /// Give up old versions of a job and the files that only they need
+    Vacuum(vacuum::VacuumArgs),
     /// Model snapshots: look at them, compare, merge and mix them
     Snapshot(snapshot::SnapshotArgs),
     /// Make a seeded corpus for demos and benchmarks
@@ -94,6 +100,8 @@ fn main() -> std::process::ExitCode {
         Command::Inspect(args) => args.run(&cli.global),
         Command::Correlate(args) => args.run(&cli.global),
         Command::Evaluate(args) => args.run(&cli.global),
+        Command::Compact(args) => args.run(&cli.global),
+        Command::Vacuum(args) => args.run(&cli.global),
         Command::Snapshot(args) => args.run(&cli.global),
         Command::SampleCorpus(args) => args.run(&cli.global),
         Command::Completions { shell } => {

@@ -219,7 +219,7 @@ pub fn vocab_columns(vocabulary: &Vocabulary) -> Result<Vec<ArrayRef>, EngineErr
 }
 
 /// How many pairs one file of `pairs` is planned for, by the estimate of [`table_ranges`].
-const PAIRS_A_FILE: u64 = 16 << 20;
+pub(crate) const PAIRS_A_FILE: u64 = 16 << 20;
 
 /// Cuts the left ids into ranges, one table file each.
 ///

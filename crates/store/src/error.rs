@@ -42,6 +42,18 @@ pub enum StoreError {
         /// Jobs that exist.
         known: Vec<String>,
     },
+    /// The version never was, or was vacuumed.
+    #[error("job `{job}` has no version {version}; it has {}", versions(*oldest, *newest))]
+    NoVersion {
+        /// The job.
+        job: String,
+        /// The version asked for.
+        version: u64,
+        /// The oldest that can be read.
+        oldest: u64,
+        /// The newest.
+        newest: u64,
+    },
     /// Another process holds the job.
     #[error("another pmill process is writing job `{job}`; try again when it is done")]
     Locked {
@@ -112,6 +124,14 @@ pub enum StoreError {
     },
 }
 
+fn versions(oldest: u64, newest: u64) -> String {
+    if oldest == newest {
+        format!("version {newest} only")
+    } else {
+        format!("versions {oldest} to {newest}")
+    }
+}
+
 fn known_jobs(known: &[String]) -> String {
     if known.is_empty() {
         "; it has no jobs yet (`pmill count` makes one)".to_owned()
@@ -125,7 +145,10 @@ impl StoreError {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Location { .. } | Self::JobName { .. } | Self::NoJob { .. } => Kind::User,
+            Self::Location { .. }
+            | Self::JobName { .. }
+            | Self::NoJob { .. }
+            | Self::NoVersion { .. } => Kind::User,
             Self::Property { .. } | Self::TableFile { .. } => Kind::User,
             Self::Locked { .. } | Self::Conflict { .. } => Kind::NotNow,
             Self::Delta { source, .. } => delta_kind(source),

@@ -27,16 +27,19 @@
 
 mod delta;
 mod error;
+mod history;
 mod job;
 pub mod killpoint;
 pub mod schema;
 mod sweep;
+mod vacuum;
 mod warehouse;
 mod writer;
 
 pub use delta::{DataFile, TableState};
 pub use error::{Kind, StoreError};
-pub use job::{Job, JobCommit, JobName, PmiCommit};
+pub use job::{CompactCommit, Job, JobCommit, JobName, JobVersion, PmiCommit};
 pub use sweep::Swept;
+pub use vacuum::{Keep, TableVacuum, Vacuumed};
 pub use warehouse::{JobLock, Warehouse};
 pub use writer::{TableWriter, table_properties};
