@@ -88,7 +88,7 @@ enum Command {
 
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
-    cli.global.start_logging();
+    cli.global.start();
     let outcome = match cli.command {
         Command::Count(args) => args.run(&cli.global),
         Command::Score(args) => args.run(&cli.global),

@@ -162,6 +162,11 @@ impl StoreError {
 /// Disk full, no permission, read-only: the user's. The rest of I/O may pass.
 fn io_kind(error: &std::io::Error) -> Kind {
     use std::io::ErrorKind as E;
+    // An upload fails as an I/O error of the writer.
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    if let Some(inner) = inner {
+        return object_kind(inner);
+    }
     match error.kind() {
         E::NotFound
         | E::PermissionDenied
@@ -174,6 +179,12 @@ fn io_kind(error: &std::io::Error) -> Kind {
         E::Interrupted | E::TimedOut | E::ConnectionReset | E::ConnectionRefused => Kind::NotNow,
         _ => Kind::Bug,
     }
+}
+
+/// Whether a message is that of a request to an object store that failed after all retries.
+#[must_use]
+pub fn store_is_away(message: &str) -> bool {
+    message.contains("Generic S3 error")
 }
 
 fn object_kind(error: &object_store::Error) -> Kind {
@@ -195,6 +206,23 @@ fn delta_kind(error: &DeltaTableError) -> Kind {
     match error {
         DeltaTableError::ObjectStore { source } => object_kind(source),
         DeltaTableError::VersionAlreadyExists(_) => Kind::NotNow,
-        _ => Kind::Bug,
+        other => {
+            let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(other);
+            while let Some(error) = cause {
+                if let Some(error) = error.downcast_ref::<object_store::Error>() {
+                    return object_kind(error);
+                }
+                if let Some(error) = error.downcast_ref::<std::io::Error>() {
+                    return io_kind(error);
+                }
+                cause = error.source();
+            }
+            // Some layers keep the text only.
+            if store_is_away(&other.to_string()) {
+                Kind::NotNow
+            } else {
+                Kind::Bug
+            }
+        }
     }
 }
