@@ -100,8 +100,16 @@ pub fn finish(outcome: Outcome, global: &Global) -> ExitCode {
         Ok(Output::Done) => Ok(()),
         Err(Failure::ClosedPipe) => Ok(()),
         Err(Failure::Error(kind, message)) => {
+            let hint = if kind == Kind::NotNow
+                && !message.contains("again")
+                && !message.contains("interrupted")
+            {
+                "; try again later"
+            } else {
+                ""
+            };
             // Nobody is left to tell when stderr is closed.
-            let _ = writeln!(std::io::stderr().lock(), "pmill: {message}");
+            let _ = writeln!(std::io::stderr().lock(), "pmill: {message}{hint}");
             return match kind {
                 Kind::User => ExitCode::from(2),
                 Kind::NotNow => ExitCode::from(75),

@@ -177,6 +177,7 @@ impl EngineError {
             | Self::Memory { .. }
             | Self::Text(_)
             | Self::Query(_) => Kind::User,
+            Self::Count(error) if user_can_fix_disk(error) => Kind::User,
             Self::Count(error) => match error.kind() {
                 pmill_count::ErrorKind::User => Kind::User,
                 pmill_count::ErrorKind::NotNow => Kind::NotNow,
@@ -194,6 +195,22 @@ impl EngineError {
             Self::Bug(_) => Kind::Bug,
         }
     }
+}
+
+/// Whether an error comes from a disk that is full or may not be written.
+fn user_can_fix_disk(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind as E;
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return matches!(
+                error.kind(),
+                E::StorageFull | E::QuotaExceeded | E::PermissionDenied | E::ReadOnlyFilesystem
+            );
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// A name among `known` that is close to `name`, for "did you mean".

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::ParquetReadOptions;
-use pmill_store::{Job, JobName, Warehouse};
+use pmill_store::{Job, JobName, Warehouse, store_is_away};
 use pmill_text::{FeatureExtractor, FeatureSpec};
 
 use crate::catalog;
@@ -165,6 +165,13 @@ impl SqlSession {
     /// Adds the tables that exist to "table not found".
     fn explain(&self, error: datafusion::error::DataFusionError) -> EngineError {
         let text = error.strip_backtrace();
+        if store_is_away(&text) {
+            return EngineError::Away(text);
+        }
+        // What the catalog says needs no name of a layer.
+        let text = text
+            .strip_prefix("External error: ")
+            .map_or(text.clone(), str::to_owned);
         let Some(at) = text.find("table '") else {
             return EngineError::Query(text);
         };
