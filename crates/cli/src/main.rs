@@ -2,8 +2,8 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod correlate;
 mod compact;
+mod correlate;
 mod count;
 mod evaluate;
 mod inspect;
@@ -19,8 +19,8 @@ mod sample_corpus;
 mod score;
 mod snapshot;
 mod sql;
-mod vocab;
 mod vacuum;
+mod vocab;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use outcome::Output;

@@ -95,18 +95,6 @@ fn version(text: &str) -> Result<(JobName, u64), Failure> {
     Ok((JobName::new(job.trim())?, number))
 }
 
-/// Runs a query and writes its rows.
-pub fn query(
-    warehouse: &str,
-    sql: &str,
-    format: Format,
-    output: Option<PathBuf>,
-    global: &Global,
-) -> Outcome {
-    let session = SqlSession::open(warehouse, global.threads(), global.memory_limit())?;
-    write(&session, sql, format, output)
-}
-
 /// Runs a query of a session and writes its rows.
 pub fn write(session: &SqlSession, sql: &str, format: Format, output: Option<PathBuf>) -> Outcome {
     let mut stream = session.query(sql)?;

@@ -13,8 +13,8 @@
 pub mod budget;
 pub mod catalog;
 pub mod column;
-pub mod correlate;
 pub mod compact;
+pub mod correlate;
 pub mod counting;
 pub mod dictionaries;
 pub mod drift;
