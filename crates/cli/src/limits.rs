@@ -48,7 +48,8 @@ impl Global {
             pmill_engine::store::set_work_folder(folder.clone());
         }
         let level = match self.verbose {
-            0 => "error",
+            // What the table library cannot read comes back as an error, and is told once.
+            0 => "error,buoyant_kernel=off,deltalake_core=off",
             1 => "pmill=info,pmill_engine=info,pmill_store=info,warn",
             _ => "debug",
         };
