@@ -1,7 +1,7 @@
 //! `pmill inspect`.
 
 use clap::Args;
-use pmill_engine::inspect;
+use pmill_engine::inspect::{self, Depth, Report};
 
 use crate::count::json;
 use crate::limits::Global;
@@ -16,18 +16,41 @@ pub struct InspectArgs {
     /// Name of the job; without it, all jobs are listed
     #[arg(long, value_name = "JOB")]
     name: Option<String>,
+    /// Check every row of the job's tables: sorted, nothing twice, sums, files; exit 2 when one is wrong
+    #[arg(long, requires = "name")]
+    verify: bool,
+    /// Show how the pairs are spread over the terms (reads the pairs)
+    #[arg(long, requires = "name")]
+    skew: bool,
+    /// Look at this version of the job instead of the newest
+    #[arg(long, value_name = "N", requires = "name")]
+    version: Option<u64>,
 }
 
 impl InspectArgs {
     /// Runs the command.
     pub fn run(self, global: &Global) -> Outcome {
-        let report = inspect::inspect(&self.warehouse, self.name.as_deref())?;
-        if global.json {
-            return Ok(Output::Summary {
-                json: json(&report),
-                text: String::new(),
-            });
+        let depth = match (self.verify, self.skew) {
+            (true, _) => Depth::Verify,
+            (false, true) => Depth::Skew,
+            (false, false) => Depth::Logs,
+        };
+        let name = self.name.as_deref();
+        let report = inspect::inspect(&self.warehouse, name, self.version, depth)?;
+        let bytes = if global.json {
+            format!("{}\n", json(&report))
+        } else {
+            report.to_string()
+        };
+        if let Report::Job(job) = &report
+            && let Some(verified) = job.verified.as_ref().filter(|verified| !verified.sound)
+        {
+            let message = format!(
+                "the tables of `{}` are not what they promise: {} violations, listed above; count the corpus anew, or go back to a version that is sound (`--version N`)",
+                job.job, verified.violations_in_all
+            );
+            return Ok(Output::Wrong(bytes.into_bytes(), message));
         }
-        Ok(Output::Bytes(report.to_string().into_bytes()))
+        Ok(Output::Bytes(bytes.into_bytes()))
     }
 }

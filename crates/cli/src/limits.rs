@@ -14,6 +14,9 @@ pub struct Global {
     /// Threads [default: all cores]
     #[arg(long, global = true, value_name = "N", env = "PMILL_THREADS")]
     pub threads: Option<std::num::NonZeroUsize>,
+    /// Folder for work in progress on warehouses in object stores [default: in the user's cache]
+    #[arg(long, global = true, value_name = "FOLDER", env = "PMILL_WORK_DIR")]
+    pub work_dir: Option<std::path::PathBuf>,
     /// Print one JSON object on stdout
     #[arg(long, global = true)]
     pub json: bool,
@@ -39,10 +42,14 @@ impl Global {
         )
     }
 
-    /// Logs go to stderr, as fields.
-    pub fn start_logging(&self) {
+    /// Logs go to stderr, as fields; work in progress goes where it is told.
+    pub fn start(&self) {
+        if let Some(folder) = &self.work_dir {
+            pmill_engine::store::set_work_folder(folder.clone());
+        }
         let level = match self.verbose {
-            0 => "error",
+            // What the table library cannot read comes back as an error, and is told once.
+            0 => "error,buoyant_kernel=off,deltalake_core=off",
             1 => "pmill=info,pmill_engine=info,pmill_store=info,warn",
             _ => "debug",
         };

@@ -2,6 +2,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod compact;
 mod correlate;
 mod count;
 mod evaluate;
@@ -22,6 +23,7 @@ mod snapshot_gate;
 #[cfg(feature = "serve")]
 mod snapshot_service;
 mod sql;
+mod vacuum;
 mod vocab;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -73,6 +75,10 @@ enum Command {
     Correlate(correlate::CorrelateArgs),
     /// Compare predicted classes with true ones
     Evaluate(evaluate::EvaluateArgs),
+    /// Rewrite a job's pairs into few files of an even size
+    Compact(compact::CompactArgs),
+    /// Give up old versions of a job and the files that only they need
+    Vacuum(vacuum::VacuumArgs),
     /// Model snapshots: look at them, compare, merge and mix them
     Snapshot(snapshot::SnapshotArgs),
     /// Make a seeded corpus for demos and benchmarks
@@ -86,7 +92,7 @@ enum Command {
 
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
-    cli.global.start_logging();
+    cli.global.start();
     let outcome = match cli.command {
         Command::Count(args) => args.run(&cli.global),
         Command::Score(args) => args.run(&cli.global),
@@ -98,6 +104,8 @@ fn main() -> std::process::ExitCode {
         Command::Inspect(args) => args.run(&cli.global),
         Command::Correlate(args) => args.run(&cli.global),
         Command::Evaluate(args) => args.run(&cli.global),
+        Command::Compact(args) => args.run(&cli.global),
+        Command::Vacuum(args) => args.run(&cli.global),
         Command::Snapshot(args) => args.run(&cli.global),
         Command::SampleCorpus(args) => args.run(&cli.global),
         Command::Completions { shell } => {

@@ -21,6 +21,8 @@ pub enum Output {
     },
     /// The result itself.
     Bytes(Vec<u8>),
+    /// The result, and what is wrong with what it tells of: exit 2.
+    Wrong(Vec<u8>, String),
     /// It was written already.
     Done,
 }
@@ -89,11 +91,25 @@ pub fn finish(outcome: Outcome, global: &Global) -> ExitCode {
             }
         }
         Ok(Output::Bytes(bytes)) => print(&bytes),
+        Ok(Output::Wrong(bytes, message)) => {
+            // The exit code says it, whoever reads.
+            let _ = print(&bytes);
+            let _ = writeln!(std::io::stderr().lock(), "pmill: {message}");
+            return ExitCode::from(2);
+        }
         Ok(Output::Done) => Ok(()),
         Err(Failure::ClosedPipe) => Ok(()),
         Err(Failure::Error(kind, message)) => {
+            let hint = if kind == Kind::NotNow
+                && !message.contains("again")
+                && !message.contains("interrupted")
+            {
+                "; try again later"
+            } else {
+                ""
+            };
             // Nobody is left to tell when stderr is closed.
-            let _ = writeln!(std::io::stderr().lock(), "pmill: {message}");
+            let _ = writeln!(std::io::stderr().lock(), "pmill: {message}{hint}");
             return match kind {
                 Kind::User => ExitCode::from(2),
                 Kind::NotNow => ExitCode::from(75),

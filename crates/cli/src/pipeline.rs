@@ -6,7 +6,9 @@ use pmill_engine::error::nearest_name;
 use pmill_engine::memory::ByteSize;
 use pmill_engine::score::ScoreSettings;
 use pmill_engine::settings::{ContextSettings, CountSettings, OnBadFile, VocabularySettings};
+use pmill_engine::store::Keep;
 use pmill_engine::text::FeatureSpec;
+use pmill_engine::vacuum::parse_duration;
 use serde::Deserialize;
 
 use crate::outcome::Failure;
@@ -39,6 +41,36 @@ pub struct Pipeline {
     pub export: Vec<Export>,
     /// Means; flags beat them.
     pub limits: Limits,
+    /// What is done to the job's tables at the end.
+    pub maintenance: Maintenance,
+}
+
+/// What is done to the job's tables at the end.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Maintenance {
+    /// Rewrite the pairs into few files of an even size.
+    pub compact: bool,
+    /// Give up versions that were not the newest within this long (`30d`).
+    pub keep: Option<String>,
+    /// Give up all but this many versions, the newest ones.
+    pub keep_versions: Option<std::num::NonZeroU64>,
+}
+
+impl Maintenance {
+    /// Which versions stay; `None` when all do.
+    pub fn keep(&self) -> Result<Option<Keep>, Failure> {
+        match (&self.keep, self.keep_versions) {
+            (None, None) => Ok(None),
+            (None, Some(versions)) => Ok(Some(Keep::Versions(versions.get()))),
+            (Some(time), None) => parse_duration(time)
+                .map(|time| Some(Keep::Within(time)))
+                .map_err(|error| Failure::user(format!("`maintenance.keep`: {error}"))),
+            (Some(_), Some(_)) => Err(Failure::user(
+                "`maintenance.keep` and `maintenance.keep_versions` are both set; set one",
+            )),
+        }
+    }
 }
 
 /// What is read.

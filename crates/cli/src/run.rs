@@ -10,7 +10,7 @@ use crate::limits::Global;
 use crate::merge_pipeline::MergePipeline;
 use crate::outcome::{Failure, Outcome, Output};
 use crate::pipeline::Pipeline;
-use crate::{count, score, sql};
+use crate::{compact, count, score, sql, vacuum};
 
 /// Run a pipeline file: count, score and what else it names.
 #[derive(Args, Debug)]
@@ -77,6 +77,7 @@ impl RunArgs {
         if self.dry_run {
             return dry_run(&pipeline, &job, &global);
         }
+        let keep = pipeline.maintenance.keep()?;
         let (mut steps, mut text) = (serde_json::Map::new(), String::new());
         let mut add = |name: &str, output: Output| {
             if let Output::Summary { json, text: more } = output {
@@ -101,6 +102,15 @@ impl RunArgs {
                 .collect();
             let json = serde_json::json!({ "outputs": outputs });
             add("export", Output::Summary { json, text });
+        }
+        let Pipeline {
+            warehouse, name, ..
+        } = &pipeline;
+        if pipeline.maintenance.compact {
+            add("compact", compact::run(warehouse, name, false, &global)?);
+        }
+        if let Some(keep) = keep {
+            add("vacuum", vacuum::run(warehouse, name, keep, false)?);
         }
         Ok(Output::Summary {
             json: steps.into(),

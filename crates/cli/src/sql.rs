@@ -11,6 +11,7 @@ use futures::StreamExt;
 use parquet::arrow::ArrowWriter;
 use pmill_engine::EngineError;
 use pmill_engine::sql::SqlSession;
+use pmill_engine::store::JobName;
 
 use crate::limits::Global;
 use crate::outcome::{Failure, Outcome, Output};
@@ -24,6 +25,7 @@ Column names with capitals stand in double quotes: SELECT \"TEXT\" FROM …
 
 Examples:
   pmill sql --warehouse wh 'SELECT * FROM captions.pmi ORDER BY npmi DESC LIMIT 20'
+  pmill sql --warehouse wh 'SELECT count(*) FROM captions.pairs VERSION AS OF 3'
   pmill sql --warehouse wh --format csv \"SELECT right, pmi FROM captions.pmi WHERE left = 'dog'\"")]
 pub struct SqlArgs {
     /// Folder of the warehouse
@@ -31,6 +33,9 @@ pub struct SqlArgs {
     warehouse: String,
     /// The query; `-` reads it from stdin
     query: String,
+    /// Show a job as this version of it: captions=3
+    #[arg(long, value_name = "JOB=N")]
+    version: Vec<String>,
     /// How rows are written
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
@@ -68,20 +73,26 @@ impl SqlArgs {
         } else {
             self.format
         };
-        query(&self.warehouse, &sql, format, self.output, global)
+        let versions = self
+            .version
+            .iter()
+            .map(|text| version(text))
+            .collect::<Result<Vec<_>, Failure>>()?;
+        let session = SqlSession::open_at(
+            &self.warehouse,
+            &versions,
+            global.threads(),
+            global.memory_limit(),
+        )?;
+        write(&session, &sql, format, self.output)
     }
 }
 
-/// Runs a query and writes its rows.
-pub fn query(
-    warehouse: &str,
-    sql: &str,
-    format: Format,
-    output: Option<PathBuf>,
-    global: &Global,
-) -> Outcome {
-    let session = SqlSession::open(warehouse, global.threads(), global.memory_limit())?;
-    write(&session, sql, format, output)
+fn version(text: &str) -> Result<(JobName, u64), Failure> {
+    let wrong = || Failure::user(format!("--version {text}: expected JOB=N, as captions=3"));
+    let (job, number) = text.split_once('=').ok_or_else(wrong)?;
+    let number = number.trim().parse().map_err(|_| wrong())?;
+    Ok((JobName::new(job.trim())?, number))
 }
 
 /// Runs a query of a session and writes its rows.

@@ -2,35 +2,49 @@
 //! and, once scored, `pmi`. A job is opened when a query first names it, and stays at that
 //! version for the life of the catalog: one query, one version.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::prelude::SessionContext;
-use pmill_store::{Job, JobName, Warehouse};
+use pmill_store::{Job, JobName, StoreError, Warehouse};
 use tokio::sync::OnceCell;
 
 use crate::error::EngineError;
+use crate::time_travel;
 
 /// Makes the jobs of a warehouse the schemas of the session's default catalog.
 ///
 /// # Errors
 /// When the warehouse cannot be listed.
 pub async fn register(context: &SessionContext, warehouse: &Warehouse) -> Result<(), EngineError> {
-    let jobs = warehouse
-        .jobs()
-        .await?
-        .into_iter()
-        .map(|name| {
-            let schema = JobSchema {
-                warehouse: warehouse.clone(),
-                name: name.clone(),
-                job: OnceCell::new(),
-            };
-            (name, Arc::new(schema))
-        })
-        .collect();
+    register_at(context, warehouse, &[]).await
+}
+
+/// As [`register`], with some jobs as a version shows them.
+///
+/// # Errors
+/// When the warehouse cannot be listed, or has no such job or version.
+pub async fn register_at(
+    context: &SessionContext,
+    warehouse: &Warehouse,
+    versions: &[(JobName, u64)],
+) -> Result<(), EngineError> {
+    let mut jobs = Vec::new();
+    for name in warehouse.jobs().await? {
+        let schema = JobSchema::new(warehouse, &name, None);
+        jobs.push((name, Arc::new(schema)));
+    }
+    for (name, version) in versions {
+        let schema = JobSchema::new(warehouse, name, Some(*version));
+        // Opened here, so that what is wrong with it is told for sure.
+        schema.open().await?;
+        jobs.retain(|(job, _)| job != name);
+        jobs.push((name.clone(), Arc::new(schema)));
+    }
+    jobs.sort_by(|(a, _), (b, _)| a.cmp(b));
     let name = context
         .copied_config()
         .options()
@@ -41,6 +55,7 @@ pub async fn register(context: &SessionContext, warehouse: &Warehouse) -> Result
         name,
         Arc::new(WarehouseCatalog {
             jobs,
+            older: Mutex::new(HashMap::new()),
             public: Arc::new(MemorySchemaProvider::new()),
         }),
     );
@@ -50,6 +65,8 @@ pub async fn register(context: &SessionContext, warehouse: &Warehouse) -> Result
 #[derive(Debug)]
 struct WarehouseCatalog {
     jobs: Vec<(JobName, Arc<JobSchema>)>,
+    /// Versions that queries have named, by their schema (`captions@3`).
+    older: Mutex<HashMap<String, Arc<JobSchema>>>,
     public: Arc<MemorySchemaProvider>,
 }
 
@@ -68,6 +85,14 @@ impl CatalogProvider for WarehouseCatalog {
         if name == PUBLIC {
             return Some(self.public.clone());
         }
+        if let Some((job, version)) = time_travel::parse_schema_name(name) {
+            let (job, schema) = self.jobs.iter().find(|(name, _)| name.as_str() == job)?;
+            let mut older = self.older.lock().ok()?;
+            let schema = older
+                .entry(name.to_owned())
+                .or_insert_with(|| Arc::new(JobSchema::new(&schema.warehouse, job, Some(version))));
+            return Some(schema.clone());
+        }
         let (_, schema) = self.jobs.iter().find(|(job, _)| job.as_str() == name)?;
         Some(schema.clone())
     }
@@ -77,13 +102,29 @@ impl CatalogProvider for WarehouseCatalog {
 struct JobSchema {
     warehouse: Warehouse,
     name: JobName,
+    /// The version of `pairs`; the newest when it is first asked for, if none.
+    version: Option<u64>,
     job: OnceCell<Job>,
 }
 
 impl JobSchema {
-    async fn job(&self) -> Result<&Job> {
+    fn new(warehouse: &Warehouse, name: &JobName, version: Option<u64>) -> Self {
+        Self {
+            warehouse: warehouse.clone(),
+            name: name.clone(),
+            version,
+            job: OnceCell::new(),
+        }
+    }
+
+    async fn open(&self) -> Result<&Job, StoreError> {
         self.job
-            .get_or_try_init(|| Job::open_existing(&self.warehouse, &self.name))
+            .get_or_try_init(|| Job::open_existing_at(&self.warehouse, &self.name, self.version))
+            .await
+    }
+
+    async fn job(&self) -> Result<&Job> {
+        self.open()
             .await
             .map_err(|error| DataFusionError::External(Box::new(error)))
     }

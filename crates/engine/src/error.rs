@@ -45,6 +45,9 @@ pub enum EngineError {
     /// A query or plan.
     #[error("{0}")]
     Query(String),
+    /// An object store that does not answer, after all retries.
+    #[error("the object store does not answer as it should; try again later: {0}")]
+    Away(String),
     /// A file of work in progress.
     #[error("cannot {action} `{path}`")]
     Io {
@@ -151,6 +154,19 @@ fn did_you_mean(name: Option<&str>) -> String {
 }
 
 impl EngineError {
+    /// What is wrong with a file; when it is the store that is away, the file is not to blame.
+    #[must_use]
+    pub fn bad_file(file: String, fault: FileFault) -> Self {
+        match &fault {
+            FileFault::Footer(reason) | FileFault::RowGroup { reason, .. }
+                if pmill_store::store_is_away(reason) =>
+            {
+                Self::Away(format!("`{file}`: {reason}"))
+            }
+            _ => Self::BadFile { file, fault },
+        }
+    }
+
     /// Whether the user can fix it, trying again helps, or it is our bug.
     #[must_use]
     pub fn kind(&self) -> Kind {
@@ -161,6 +177,7 @@ impl EngineError {
             | Self::Memory { .. }
             | Self::Text(_)
             | Self::Query(_) => Kind::User,
+            Self::Count(error) if user_can_fix_disk(error) => Kind::User,
             Self::Count(error) => match error.kind() {
                 pmill_count::ErrorKind::User => Kind::User,
                 pmill_count::ErrorKind::NotNow => Kind::NotNow,
@@ -174,10 +191,26 @@ impl EngineError {
                 | std::io::ErrorKind::NotFound => Kind::User,
                 _ => Kind::Bug,
             },
-            Self::Interrupted => Kind::NotNow,
+            Self::Interrupted | Self::Away(_) => Kind::NotNow,
             Self::Bug(_) => Kind::Bug,
         }
     }
+}
+
+/// Whether an error comes from a disk that is full or may not be written.
+fn user_can_fix_disk(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind as E;
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return matches!(
+                error.kind(),
+                E::StorageFull | E::QuotaExceeded | E::PermissionDenied | E::ReadOnlyFilesystem
+            );
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// A name among `known` that is close to `name`, for "did you mean".

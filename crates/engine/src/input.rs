@@ -10,7 +10,10 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use pmill_store::remote;
+
 use crate::error::EngineError;
+use crate::remote_input;
 
 /// File name endings that a folder is searched for.
 const ENDINGS: [&str; 3] = [".parquet", ".parq", ".pq"];
@@ -53,6 +56,7 @@ impl InputFile {
     pub fn refresh(&self) -> Result<Self, EngineError> {
         match self.path() {
             Some(path) => local_file(&path, &self.display()),
+            None if remote::is_remote(&self.uri) => remote_input::refresh(self),
             None => Ok(self.clone()),
         }
     }
@@ -66,6 +70,11 @@ impl InputFile {
 pub fn expand(inputs: &[String]) -> Result<Vec<InputFile>, EngineError> {
     let mut files = BTreeMap::new();
     for input in inputs {
+        if remote::is_remote(input) {
+            let found = remote_input::expand(input, &ENDINGS)?;
+            files.extend(found.into_iter().map(|file| (file.uri.clone(), file)));
+            continue;
+        }
         for path in paths(input)? {
             let file = local_file(&path, input)?;
             files.insert(file.uri.clone(), file);
@@ -79,6 +88,9 @@ pub fn expand(inputs: &[String]) -> Result<Vec<InputFile>, EngineError> {
 /// # Errors
 /// When it is not a path or `file://` URI.
 pub fn uri(file: &str) -> Result<String, EngineError> {
+    if remote::is_remote(file) {
+        return Ok(Url::parse(file).map_or_else(|_| file.to_owned(), |url| url.to_string()));
+    }
     let wrong = || refuse(file, "expected a path, or file:///absolute/path");
     let path = if file.contains("://") {
         let url = Url::parse(file).map_err(|_| wrong())?;

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use pmill_store::{Job, JobName, TableState, Warehouse};
+use chrono::{DateTime, SecondsFormat};
+use pmill_store::{Job, JobName, JobVersion, TableState, Warehouse};
 use serde::Serialize;
 
 use crate::error::EngineError;
@@ -12,6 +13,7 @@ use crate::score::RecordedScore;
 use crate::session::Session;
 use crate::settings::RecordedSettings;
 use crate::sources::{self, SourceStatus};
+use crate::verify::{self, Skew, Verified};
 
 /// One table of a job.
 #[derive(Debug, Clone, Serialize)]
@@ -49,6 +51,56 @@ pub struct JobReport {
     pub sources_retracted: Vec<String>,
     /// Files skipped, with the reason.
     pub sources_skipped: Vec<String>,
+    /// The versions that can be read, oldest first.
+    pub versions: Vec<VersionReport>,
+    /// How the pairs are spread over the terms, when asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skew: Option<Skew>,
+    /// What the check found, when asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verified: Option<Verified>,
+}
+
+/// One version of a job.
+#[derive(Debug, Clone, Serialize)]
+pub struct VersionReport {
+    /// The version.
+    pub version: u64,
+    /// When it was committed, in UTC.
+    pub time: String,
+    /// Rows of the corpus by then; `None` when the table does not say.
+    pub rows: Option<u64>,
+    /// Pairs by then.
+    pub pairs: Option<u64>,
+    /// The version whose rows these are, in other files.
+    pub compaction_of: Option<u64>,
+}
+
+impl From<JobVersion> for VersionReport {
+    fn from(version: JobVersion) -> Self {
+        let facts = version.facts.and_then(|facts| parse::<Facts>(&facts).ok());
+        Self {
+            version: version.version,
+            time: DateTime::from_timestamp_millis(version.time_ms)
+                .unwrap_or_default()
+                .to_rfc3339_opts(SecondsFormat::Secs, true),
+            rows: facts.as_ref().map(|facts| facts.rows),
+            pairs: facts.map(|facts| facts.pairs),
+            compaction_of: version.rows_of,
+        }
+    }
+}
+
+/// How closely to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Depth {
+    /// At the logs.
+    #[default]
+    Logs,
+    /// At the pairs too, for their skew.
+    Skew,
+    /// At every row, checking what the tables promise.
+    Verify,
 }
 
 /// What was asked for.
@@ -68,7 +120,12 @@ pub enum Report {
 ///
 /// # Errors
 /// When it cannot be read or the job does not exist.
-pub fn inspect(warehouse: &str, name: Option<&str>) -> Result<Report, EngineError> {
+pub fn inspect(
+    warehouse: &str,
+    name: Option<&str>,
+    version: Option<u64>,
+    depth: Depth,
+) -> Result<Report, EngineError> {
     let warehouse = Warehouse::open(warehouse)?;
     let session = Session::new(1, default_limit(), None)?;
     let Some(name) = name else {
@@ -77,9 +134,22 @@ pub fn inspect(warehouse: &str, name: Option<&str>) -> Result<Report, EngineErro
             jobs: jobs.iter().map(ToString::to_string).collect(),
         });
     };
-    let job = session.wait(Job::open_existing(&warehouse, &JobName::new(name)?))?;
+    let name = JobName::new(name)?;
+    let job = session.wait(Job::open_existing_at(&warehouse, &name, version))?;
+    let versions = session.wait(Job::versions(&warehouse, &name))?;
     let sources = session.wait(sources::read(session.context(), &job))?;
     let of = |status| sources.iter().filter(move |row| row.status == status);
+    let (verified, skew) = match depth {
+        Depth::Logs => (None, None),
+        Depth::Skew => {
+            let skew = verify::skew(&warehouse, &job, session.handle())?;
+            (None, Some(skew))
+        }
+        Depth::Verify => {
+            let (verified, skew) = verify::verify(&warehouse, &job, &sources, session.handle())?;
+            (Some(verified), Some(skew))
+        }
+    };
     let score = job.pmi_settings()?;
     let mut tables = vec![
         table("vocab", &job.vocab)?,
@@ -93,13 +163,11 @@ pub fn inspect(warehouse: &str, name: Option<&str>) -> Result<Report, EngineErro
         tables.push(table("pmi", pmi)?);
     }
     Ok(Report::Job(Box::new(JobReport {
-        job: name.to_owned(),
+        job: name.to_string(),
         tables,
         facts: parse(&job.facts()?)?,
         settings: parse(&job.settings()?)?,
-        score_is_stale: score
-            .as_ref()
-            .is_some_and(|(_, version)| *version != job.pairs.version()),
+        score_is_stale: job.pmi_is_stale()?,
         score: score.map(|(settings, _)| parse(&settings)).transpose()?,
         sources_counted: of(SourceStatus::Counted).count() as u64,
         sources_retracted: of(SourceStatus::Retracted)
@@ -114,6 +182,9 @@ pub fn inspect(warehouse: &str, name: Option<&str>) -> Result<Report, EngineErro
         sources_skipped: of(SourceStatus::Skipped)
             .filter_map(|row| row.message.clone())
             .collect(),
+        versions: versions.into_iter().map(VersionReport::from).collect(),
+        skew,
+        verified,
     })))
 }
 
@@ -135,6 +206,34 @@ impl fmt::Display for Report {
             Self::Jobs { jobs } => writeln!(out, "{}", jobs.join("\n")),
             Self::Job(job) => job.fmt(out),
         }
+    }
+}
+
+/// Versions that are listed for a person.
+const SHOWN_VERSIONS: usize = 10;
+
+impl JobReport {
+    fn fmt_versions(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hidden = self.versions.len().saturating_sub(SHOWN_VERSIONS);
+        writeln!(
+            out,
+            "  versions: {}{}",
+            self.versions.len(),
+            if hidden > 0 {
+                format!(", the newest {SHOWN_VERSIONS} of them:")
+            } else {
+                String::new()
+            }
+        )?;
+        for version in &self.versions[hidden..] {
+            let what = match (version.compaction_of, version.rows, version.pairs) {
+                (Some(of), ..) => format!("compaction of version {of}"),
+                (None, Some(rows), Some(pairs)) => format!("{rows} rows, {pairs} pairs"),
+                _ => String::new(),
+            };
+            writeln!(out, "    {:>4}  {}  {what}", version.version, version.time)?;
+        }
+        Ok(())
     }
 }
 
@@ -177,6 +276,13 @@ impl fmt::Display for JobReport {
         }
         for reason in &self.sources_skipped {
             writeln!(out, "    {reason}")?;
+        }
+        self.fmt_versions(out)?;
+        if let Some(skew) = &self.skew {
+            skew.fmt(out)?;
+        }
+        if let Some(verified) = &self.verified {
+            verified.fmt(out)?;
         }
         let settings =
             serde_json::to_string_pretty(&self.settings.given).map_err(|_| fmt::Error)?;

@@ -103,10 +103,7 @@ impl Scanner {
     /// # Errors
     /// [`EngineError::BadFile`] says what is wrong with the file.
     pub async fn open(&self, input: &InputFile) -> Result<CorpusFile, EngineError> {
-        let fault = |fault| EngineError::BadFile {
-            file: input.display(),
-            fault,
-        };
+        let fault = |fault| EngineError::bad_file(input.display(), fault);
         if input.size == 0 {
             return Err(fault(FileFault::Footer(
                 "it is empty (0 bytes), not a Parquet file".into(),
@@ -213,11 +210,14 @@ impl Scanner {
     /// # Errors
     /// When the file is not the planned one any more, or cannot be opened.
     pub fn read(&self, file: &CorpusFile, row_group: usize) -> Result<RowGroupReader, EngineError> {
-        let now = file.input.refresh().map_err(|_| EngineError::BadFile {
-            file: file.input.display(),
-            fault: FileFault::Changed {
-                expected: file.input.identity(),
-                found: "no file".into(),
+        let now = file.input.refresh().map_err(|error| match error {
+            error @ (EngineError::Store(_) | EngineError::Away(_)) => error,
+            _ => EngineError::BadFile {
+                file: file.input.display(),
+                fault: FileFault::Changed {
+                    expected: file.input.identity(),
+                    found: "no file".into(),
+                },
             },
         })?;
         if now != file.input {
@@ -332,13 +332,8 @@ impl RowGroupReader {
     /// An error that names this file and row group.
     #[must_use]
     pub fn fault(&self, reason: String) -> EngineError {
-        EngineError::BadFile {
-            file: self.file.clone(),
-            fault: FileFault::RowGroup {
-                row_group: self.row_group,
-                reason,
-            },
-        }
+        let row_group = self.row_group;
+        EngineError::bad_file(self.file.clone(), FileFault::RowGroup { row_group, reason })
     }
 
     /// An error that names a row that is not UTF-8; `row` counts inside the last batch.

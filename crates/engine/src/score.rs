@@ -304,8 +304,8 @@ pub fn score(
     // What a dead process left goes away even when there is nothing else to do.
     let lock = warehouse.lock(&name)?;
     session.wait(warehouse.sweep(&name, &lock))?;
-    if let (Some(pmi), Some((before, version))) = (&job.pmi, job.pmi_settings()?)
-        && version == job.pairs.version()
+    if let (Some(pmi), Some((before, _))) = (&job.pmi, job.pmi_settings()?)
+        && !job.pmi_is_stale()?
         && parse::<RecordedScore>(&before)? == recorded
     {
         let rows = pmi.files()?.iter().map(|file| file.rows).sum();

@@ -7,10 +7,12 @@ use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
+use pmill_store::store_is_away;
 use tokio::runtime::{Handle, Runtime};
 
 use crate::error::EngineError;
 use crate::memory::ByteSize;
+use crate::stores::Stores;
 
 /// A runtime and a DataFusion context that share one memory limit.
 pub struct Session {
@@ -45,6 +47,7 @@ impl Session {
         };
         let environment = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(pool))
+            .with_object_store_registry(Arc::new(Stores::default()))
             .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(disk))
             .build_arc()
             .map_err(query)?;
@@ -87,5 +90,9 @@ impl Session {
 
 /// An engine error as the user's: queries and plans come from the user.
 pub(crate) fn query(error: datafusion::error::DataFusionError) -> EngineError {
-    EngineError::Query(error.strip_backtrace())
+    let text = error.strip_backtrace();
+    if store_is_away(&text) {
+        return EngineError::Away(text);
+    }
+    EngineError::Query(text)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::ParquetReadOptions;
-use pmill_store::{Job, JobName, Warehouse};
+use pmill_store::{Job, JobName, Warehouse, store_is_away};
 use pmill_text::{FeatureExtractor, FeatureSpec};
 
 use crate::catalog;
@@ -16,6 +16,7 @@ use crate::job::parse;
 use crate::memory::ByteSize;
 use crate::session::{Session, query};
 use crate::settings::RecordedSettings;
+use crate::time_travel;
 
 /// Text as an SQL literal.
 pub(crate) fn literal(text: &str) -> String {
@@ -44,9 +45,26 @@ impl SqlSession {
     /// # Errors
     /// When the warehouse cannot be listed.
     pub fn open(warehouse: &str, threads: usize, limit: ByteSize) -> Result<Self, EngineError> {
+        Self::open_at(warehouse, &[], threads, limit)
+    }
+
+    /// As [`Self::open`], with some jobs as a version shows them.
+    ///
+    /// # Errors
+    /// When the warehouse cannot be listed, or has no such job or version.
+    pub fn open_at(
+        warehouse: &str,
+        versions: &[(JobName, u64)],
+        threads: usize,
+        limit: ByteSize,
+    ) -> Result<Self, EngineError> {
         let warehouse = Warehouse::open(warehouse)?;
         let session = Session::new(threads, limit, None)?.with_file_tables();
-        session.wait(catalog::register(session.context(), &warehouse))?;
+        session.wait(catalog::register_at(
+            session.context(),
+            &warehouse,
+            versions,
+        ))?;
         Ok(Self { session })
     }
 
@@ -127,10 +145,11 @@ impl SqlSession {
     /// When the statement does not parse or plan; an unknown table is answered with the nearest one.
     pub fn query(&self, sql: &str) -> Result<SendableRecordBatchStream, EngineError> {
         self.session.wait(async {
+            let sql = time_travel::rewrite(sql).map_err(EngineError::Query)?;
             let frame = self
                 .session
                 .context()
-                .sql_with_options(sql, read_only())
+                .sql_with_options(&sql, read_only())
                 .await
                 .map_err(|error| self.explain(error))?;
             frame.execute_stream().await.map_err(query)
@@ -146,6 +165,13 @@ impl SqlSession {
     /// Adds the tables that exist to "table not found".
     fn explain(&self, error: datafusion::error::DataFusionError) -> EngineError {
         let text = error.strip_backtrace();
+        if store_is_away(&text) {
+            return EngineError::Away(text);
+        }
+        // What the catalog says needs no name of a layer.
+        let text = text
+            .strip_prefix("External error: ")
+            .map_or(text.clone(), str::to_owned);
         let Some(at) = text.find("table '") else {
             return EngineError::Query(text);
         };

@@ -42,6 +42,26 @@ pub(crate) struct StoredFile {
 }
 
 impl StoredFile {
+    /// Its name in the table's folder.
+    pub(crate) fn name(&self) -> &str {
+        &self.file.name
+    }
+
+    /// Where it is in the warehouse's store.
+    pub(crate) fn path(&self) -> &ObjectPath {
+        &self.path
+    }
+
+    /// Bytes, as the log names them.
+    pub(crate) fn size(&self) -> u64 {
+        self.file.size
+    }
+
+    /// Rows, as the log names them.
+    pub(crate) fn rows(&self) -> u64 {
+        self.file.rows
+    }
+
     /// Smallest and largest value of an integer column; `None` when the table does not say.
     pub(crate) fn range(&self, column: &str) -> Option<(i64, i64)> {
         let stats: serde_json::Value = serde_json::from_str(&self.file.stats).ok()?;
@@ -272,7 +292,7 @@ impl StoredTerms<'_> {
     }
 }
 
-fn terms_of(batch: &RecordBatch) -> Option<Vec<TermCount>> {
+pub(crate) fn terms_of(batch: &RecordBatch) -> Option<Vec<TermCount>> {
     let tokens = arrow::compute::cast(batch.column_by_name("token")?, &DataType::Utf8).ok()?;
     let tokens = tokens.as_string_opt::<i32>()?;
     let numbers = |name: &str| batch.column_by_name(name)?.as_primitive_opt::<Int64Type>();

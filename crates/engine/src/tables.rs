@@ -190,7 +190,7 @@ pub fn vocab_columns(vocabulary: &Vocabulary) -> Result<Vec<ArrayRef>, EngineErr
 }
 
 /// How many pairs one file of `pairs` is planned for at most, by the estimate of [`table_ranges`].
-const PAIRS_A_FILE: u64 = 16 << 20;
+pub(crate) const PAIRS_A_FILE: u64 = 16 << 20;
 /// Smaller files are not worth their footers.
 const LEAST_PAIRS_A_FILE: u64 = 1 << 20;
 /// A job of middling size has so many files, so that threads end at about the same time.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::TableProvider;
+use deltalake_core::checkpoints;
 use deltalake_core::kernel::transaction::CommitBuilder;
 use deltalake_core::kernel::transaction::{CommitProperties, TransactionError};
 use deltalake_core::kernel::{Action, Add, MetadataExt, Transaction};
@@ -88,7 +89,7 @@ impl TableState {
             })
     }
 
-    fn properties(&self) -> Result<HashMap<String, String>, StoreError> {
+    pub(crate) fn properties(&self) -> Result<HashMap<String, String>, StoreError> {
         let snapshot = self
             .table
             .snapshot()
@@ -120,6 +121,34 @@ impl TableState {
             .collect();
         files.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(files)
+    }
+
+    /// Writes a checkpoint of this version, so that entries of the log before it are not needed.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) async fn checkpoint(&self) -> Result<(), StoreError> {
+        checkpoints::create_checkpoint(&self.table, None)
+            .await
+            .map_err(|source| self.fail("write a checkpoint of", source))
+    }
+
+    /// Removes the entries of the log that the newest checkpoint up to this version makes
+    /// unnecessary; gives how many.
+    ///
+    /// # Errors
+    /// When they cannot be removed.
+    pub(crate) async fn forget_before(&self, newest_time_ms: i64) -> Result<u64, StoreError> {
+        let log_store = self.table.log_store();
+        checkpoints::cleanup_expired_logs_for(
+            self.version,
+            log_store.as_ref(),
+            newest_time_ms,
+            None,
+        )
+        .await
+        .map(|removed| removed as u64)
+        .map_err(|source| self.fail("clear the log of", source))
     }
 
     /// A DataFusion table that reads this version.
@@ -168,6 +197,8 @@ pub(crate) struct NextVersion<'a> {
     /// The version that the writer read; a newer one in the log is a conflict. `None`: whatever
     /// is there is replaced (the order of commits makes that safe, see the crate docs).
     pub expected: Option<Option<u64>>,
+    /// Whether the rows change, or just the files that hold them.
+    pub rows_change: bool,
 }
 
 /// Commits it; gives the version that it became.
@@ -222,7 +253,11 @@ async fn create(next: &NextVersion<'_>) -> Result<u64, DeltaTableError> {
                 .with_max_retries(0)
                 .with_application_transaction(Transaction::new(next.batch, 1)),
         )
-        .with_actions(next.add.iter().map(|file| Action::Add(add_action(file))))
+        .with_actions(
+            next.add
+                .iter()
+                .map(|file| Action::Add(add_action(file, next.rows_change))),
+        )
         .await?;
     Ok(table.version().unwrap_or(0))
 }
@@ -240,10 +275,14 @@ async fn replace(next: &NextVersion<'_>, present: &TableState) -> Result<u64, De
     for view in snapshot.log_data().iter() {
         let path = view.path();
         if !next.keep.contains(path.as_ref()) && !again(path.as_ref()) {
-            actions.push(Action::Remove(view.remove_action(true)));
+            actions.push(Action::Remove(view.remove_action(next.rows_change)));
         }
     }
-    actions.extend(next.add.iter().map(|file| Action::Add(add_action(file))));
+    actions.extend(
+        next.add
+            .iter()
+            .map(|file| Action::Add(add_action(file, next.rows_change))),
+    );
     let commit = CommitBuilder::from(
         CommitProperties::default()
             .with_max_retries(0)
@@ -271,12 +310,12 @@ fn now_ms() -> i64 {
         .unwrap_or(0)
 }
 
-fn add_action(file: &DataFile) -> Add {
+fn add_action(file: &DataFile, rows_change: bool) -> Add {
     Add {
         path: file.name.clone(),
         size: i64::try_from(file.size).unwrap_or(i64::MAX),
         modification_time: now_ms(),
-        data_change: true,
+        data_change: rows_change,
         stats: Some(file.stats.clone()),
         partition_values: HashMap::new(),
         tags: None,

@@ -42,6 +42,18 @@ pub enum StoreError {
         /// Jobs that exist.
         known: Vec<String>,
     },
+    /// The version never was, or was vacuumed.
+    #[error("job `{job}` has no version {version}; it has {}", versions(*oldest, *newest))]
+    NoVersion {
+        /// The job.
+        job: String,
+        /// The version asked for.
+        version: u64,
+        /// The oldest that can be read.
+        oldest: u64,
+        /// The newest.
+        newest: u64,
+    },
     /// Another process holds the job.
     #[error("another pmill process is writing job `{job}`; try again when it is done")]
     Locked {
@@ -122,6 +134,14 @@ pub enum StoreError {
     },
 }
 
+fn versions(oldest: u64, newest: u64) -> String {
+    if oldest == newest {
+        format!("version {newest} only")
+    } else {
+        format!("versions {oldest} to {newest}")
+    }
+}
+
 fn known_jobs(known: &[String]) -> String {
     if known.is_empty() {
         "; it has no jobs yet (`pmill count` makes one)".to_owned()
@@ -135,7 +155,10 @@ impl StoreError {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Location { .. } | Self::JobName { .. } | Self::NoJob { .. } => Kind::User,
+            Self::Location { .. }
+            | Self::JobName { .. }
+            | Self::NoJob { .. }
+            | Self::NoVersion { .. } => Kind::User,
             Self::Property { .. } | Self::TableFile { .. } | Self::PairRange { .. } => Kind::User,
             Self::Locked { .. } | Self::Conflict { .. } => Kind::NotNow,
             Self::Delta { source, .. } => delta_kind(source),
@@ -149,6 +172,11 @@ impl StoreError {
 /// Disk full, no permission, read-only: the user's. The rest of I/O may pass.
 fn io_kind(error: &std::io::Error) -> Kind {
     use std::io::ErrorKind as E;
+    // An upload fails as an I/O error of the writer.
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    if let Some(inner) = inner {
+        return object_kind(inner);
+    }
     match error.kind() {
         E::NotFound
         | E::PermissionDenied
@@ -161,6 +189,12 @@ fn io_kind(error: &std::io::Error) -> Kind {
         E::Interrupted | E::TimedOut | E::ConnectionReset | E::ConnectionRefused => Kind::NotNow,
         _ => Kind::Bug,
     }
+}
+
+/// Whether a message is that of a request to an object store that failed after all retries.
+#[must_use]
+pub fn store_is_away(message: &str) -> bool {
+    message.contains("Generic S3 error")
 }
 
 fn object_kind(error: &object_store::Error) -> Kind {
@@ -182,6 +216,23 @@ fn delta_kind(error: &DeltaTableError) -> Kind {
     match error {
         DeltaTableError::ObjectStore { source } => object_kind(source),
         DeltaTableError::VersionAlreadyExists(_) => Kind::NotNow,
-        _ => Kind::Bug,
+        other => {
+            let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(other);
+            while let Some(error) = cause {
+                if let Some(error) = error.downcast_ref::<object_store::Error>() {
+                    return object_kind(error);
+                }
+                if let Some(error) = error.downcast_ref::<std::io::Error>() {
+                    return io_kind(error);
+                }
+                cause = error.source();
+            }
+            // Some layers keep the text only.
+            if store_is_away(&other.to_string()) {
+                Kind::NotNow
+            } else {
+                Kind::Bug
+            }
+        }
     }
 }

@@ -1,12 +1,14 @@
 //! One job: its four tables at one consistent version, and the commit that makes the next.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use arrow::datatypes::SchemaRef;
 
 use crate::delta::{self, DataFile, NextVersion, TableState};
 use crate::error::StoreError;
+use crate::history::{self, History};
 use crate::killpoint;
 use crate::schema;
 use crate::warehouse::Warehouse;
@@ -19,6 +21,9 @@ const FACTS: &str = "pmill.facts";
 const FORMAT: &str = "pmill.format";
 const OUTSIDE_VERSION: &str = "pmill.outside_version";
 const SUBSAMPLE: &str = "pmill.subsample";
+/// Set by a compaction: the version of `pairs` whose rows these are, in other files. Empty in a
+/// version that brought rows of its own.
+const ROWS_OF: &str = "pmill.rows_of_version";
 
 /// A job's name; also a schema's name in SQL.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,6 +87,21 @@ impl Job {
     /// # Errors
     /// When the store cannot be read, or a table is not one of pmill's.
     pub async fn open(warehouse: &Warehouse, name: &JobName) -> Result<Option<Self>, StoreError> {
+        Self::open_at(warehouse, name, None).await
+    }
+
+    /// Opens one version of `pairs`, and of the other tables what belongs to it: `pmi` is the newest
+    /// scoring of the rows of that version. `None` for the version is the newest, with the newest
+    /// `pmi` there is. The result is `None` when the job has never been committed.
+    ///
+    /// # Errors
+    /// [`StoreError::NoVersion`] when there never was such a version, or it was vacuumed; as
+    /// [`Self::open`] else.
+    pub async fn open_at(
+        warehouse: &Warehouse,
+        name: &JobName,
+        version: Option<u64>,
+    ) -> Result<Option<Self>, StoreError> {
         let open = async |table: &str, version: Option<u64>| {
             let url = warehouse.table_url(name, table)?;
             TableState::open(&format!("{name}.{table}"), &url, version).await
@@ -92,7 +112,21 @@ impl Job {
         {
             return Ok(None);
         }
-        let Some(pairs) = open("pairs", None).await? else {
+        if let Some(version) = version {
+            match history::readable(warehouse, name, "pairs").await? {
+                None => return Ok(None),
+                Some((oldest, newest)) if version < oldest || version > newest => {
+                    return Err(StoreError::NoVersion {
+                        job: name.to_string(),
+                        version,
+                        oldest,
+                        newest,
+                    });
+                }
+                Some(_) => {}
+            }
+        }
+        let Some(pairs) = open("pairs", version).await? else {
             return Ok(None);
         };
         let format: u32 = parse(&pairs, FORMAT)?;
@@ -119,10 +153,14 @@ impl Job {
         let has_pmi = warehouse
             .local()
             .is_none_or(|root| root.join(name.as_str()).join("pmi").exists());
-        let pmi = if has_pmi {
-            open("pmi", None).await?
-        } else {
-            None
+        let scored = match version {
+            _ if !has_pmi => None,
+            None => Some(None),
+            Some(_) => scoring_of(warehouse, name, &pairs).await?.map(Some),
+        };
+        let pmi = match scored {
+            None => None,
+            Some(version) => open("pmi", version).await?,
         };
         Ok(Some(Self {
             name: name.clone(),
@@ -139,7 +177,19 @@ impl Job {
     /// # Errors
     /// [`StoreError::NoJob`] names the jobs that exist.
     pub async fn open_existing(warehouse: &Warehouse, name: &JobName) -> Result<Self, StoreError> {
-        match Self::open(warehouse, name).await? {
+        Self::open_existing_at(warehouse, name, None).await
+    }
+
+    /// Opens a version of a job that must exist, as [`Self::open_at`].
+    ///
+    /// # Errors
+    /// [`StoreError::NoJob`] names the jobs that exist, [`StoreError::NoVersion`] the versions.
+    pub async fn open_existing_at(
+        warehouse: &Warehouse,
+        name: &JobName,
+        version: Option<u64>,
+    ) -> Result<Self, StoreError> {
+        match Self::open_at(warehouse, name, version).await? {
             Some(job) => Ok(job),
             None => Err(StoreError::NoJob {
                 warehouse: warehouse.display(),
@@ -177,6 +227,25 @@ impl Job {
         self.pairs.property(SUBSAMPLE).ok()
     }
 
+    /// Whether `pmi` holds scores of other rows than those of `pairs`.
+    ///
+    /// # Errors
+    /// When the table was not written by pmill.
+    pub fn pmi_is_stale(&self) -> Result<bool, StoreError> {
+        let Some(pmi) = &self.pmi else {
+            return Ok(false);
+        };
+        Ok(!same_rows(&self.pairs)?.contains(&parse(pmi, PAIRS_VERSION)?))
+    }
+
+    /// Whether `pairs` was compacted since its rows last changed.
+    ///
+    /// # Errors
+    /// When the table was not written by pmill.
+    pub fn is_compact(&self) -> Result<bool, StoreError> {
+        Ok(*same_rows(&self.pairs)?.start() != self.pairs.version())
+    }
+
     /// The settings that `pmi` was scored with, and the version of `pairs` that it was made from.
     ///
     /// # Errors
@@ -187,6 +256,36 @@ impl Job {
             .map(|pmi| Ok((pmi.property(SETTINGS)?, parse(pmi, PAIRS_VERSION)?)))
             .transpose()
     }
+}
+
+/// The versions of `pairs`, up to this one, that hold the same rows.
+fn same_rows(pairs: &TableState) -> Result<RangeInclusive<u64>, StoreError> {
+    let first = match pairs.property(ROWS_OF) {
+        // Tables of versions of pmill that did not compact have no such property.
+        Err(_) => pairs.version(),
+        Ok(text) if text.is_empty() => pairs.version(),
+        Ok(_) => parse(pairs, ROWS_OF)?,
+    };
+    Ok(first..=pairs.version())
+}
+
+/// The newest version of `pmi` that was made from the rows of this version of `pairs`.
+async fn scoring_of(
+    warehouse: &Warehouse,
+    name: &JobName,
+    pairs: &TableState,
+) -> Result<Option<u64>, StoreError> {
+    let rows = same_rows(pairs)?;
+    let history = History::read(warehouse, name, "pmi").await?;
+    let made_from = |properties: &HashMap<String, String>| -> Option<u64> {
+        properties.get(PAIRS_VERSION)?.parse().ok()
+    };
+    Ok(history
+        .commits
+        .iter()
+        .rev()
+        .find(|commit| made_from(&commit.properties).is_some_and(|from| rows.contains(&from)))
+        .map(|commit| commit.version))
 }
 
 fn parse<T: std::str::FromStr>(
@@ -276,6 +375,7 @@ impl JobCommit {
             (SOURCES_VERSION, sources.to_string()),
             (SETTINGS, self.settings.clone()),
             (FACTS, self.facts.clone()),
+            (ROWS_OF, String::new()),
         ];
         properties.extend(outside.map(|version| (OUTSIDE_VERSION, version.to_string())));
         properties.extend(self.subsample.clone().map(|json| (SUBSAMPLE, json)));
@@ -319,9 +419,130 @@ impl JobCommit {
             properties,
             batch: &self.batch,
             expected,
+            rows_change: true,
         })
         .await
     }
+}
+
+/// The pairs of a version in other files, ready to become visible.
+#[derive(Debug)]
+pub struct CompactCommit<'a> {
+    /// The job at the version that was rewritten.
+    pub job: &'a Job,
+    /// Names the compaction.
+    pub batch: String,
+    /// All files of the new `pairs`.
+    pub pairs: Vec<DataFile>,
+}
+
+impl CompactCommit<'_> {
+    /// Makes the files visible in place of the ones before.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when someone else committed `pairs` since.
+    pub async fn commit(self, warehouse: &Warehouse) -> Result<u64, StoreError> {
+        let Job { name, pairs, .. } = self.job;
+        let version = delta::commit(NextVersion {
+            name: &format!("{name}.pairs"),
+            url: &warehouse.table_url(name, "pairs")?,
+            schema: &schema::PAIRS,
+            keep: HashSet::new(),
+            add: self.pairs,
+            properties: vec![(ROWS_OF, same_rows(pairs)?.start().to_string())],
+            batch: &self.batch,
+            expected: Some(Some(pairs.version())),
+            rows_change: false,
+        })
+        .await?;
+        killpoint::reach("compacted pairs are committed");
+        Ok(version)
+    }
+}
+
+/// One version of a job that can be read.
+#[derive(Debug, Clone)]
+pub struct JobVersion {
+    /// The version of `pairs`.
+    pub version: u64,
+    /// When it was committed, by the clock of the machine that did, in milliseconds since 1970.
+    pub time_ms: i64,
+    /// What the counting had found by then, as JSON; `None` when the table does not say.
+    pub facts: Option<String>,
+    /// The version whose rows these are, when this is a compaction.
+    pub rows_of: Option<u64>,
+}
+
+impl Job {
+    /// The versions that can be read, oldest first.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn versions(
+        warehouse: &Warehouse,
+        name: &JobName,
+    ) -> Result<Vec<JobVersion>, StoreError> {
+        let history = History::read(warehouse, name, "pairs").await?;
+        let versions = history.commits.into_iter().map(|mut commit| JobVersion {
+            version: commit.version,
+            time_ms: commit.time_ms,
+            facts: commit.properties.remove(FACTS),
+            rows_of: commit
+                .properties
+                .get(ROWS_OF)
+                .and_then(|text| text.parse().ok()),
+        });
+        Ok(versions.collect())
+    }
+}
+
+/// The oldest version of each table that belongs to a version of `pairs` from `oldest` on.
+pub(crate) async fn oldest_of_tables(
+    warehouse: &Warehouse,
+    name: &JobName,
+    pairs: &History,
+    oldest: u64,
+) -> Result<Vec<(&'static str, History, u64)>, StoreError> {
+    let kept = || {
+        pairs
+            .commits
+            .iter()
+            .filter(move |commit| commit.version >= oldest)
+    };
+    let mut tables = Vec::new();
+    for (table, property) in [
+        ("vocab", VOCAB_VERSION),
+        ("outside", OUTSIDE_VERSION),
+        ("sources", SOURCES_VERSION),
+    ] {
+        let named = kept().filter_map(|commit| commit.properties.get(property)?.parse().ok());
+        if let Some(version) = named.min() {
+            tables.push((table, History::read(warehouse, name, table).await?, version));
+        }
+    }
+    let scores = History::read(warehouse, name, "pmi").await?;
+    if let Some(newest) = scores.commits.last() {
+        // Rows of a compacted version may be those of an older one.
+        let first_rows = kept()
+            .map(|commit| {
+                let of = commit.properties.get(ROWS_OF);
+                of.and_then(|text| text.parse().ok())
+                    .unwrap_or(commit.version)
+            })
+            .min()
+            .unwrap_or(oldest);
+        let needed = scores.commits.iter().filter(|commit| {
+            let from = commit.properties.get(PAIRS_VERSION);
+            from.and_then(|text| text.parse::<u64>().ok())
+                .is_some_and(|from| from >= first_rows)
+        });
+        let version = needed
+            .map(|commit| commit.version)
+            .min()
+            .unwrap_or(newest.version);
+        tables.push(("pmi", scores.clone(), version));
+    }
+    Ok(tables)
 }
 
 /// A scored table, ready to become visible.
@@ -363,6 +584,7 @@ impl PmiCommit {
             ],
             batch: &self.batch,
             expected: Some(self.base),
+            rows_change: true,
         })
         .await
     }

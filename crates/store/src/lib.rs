@@ -27,19 +27,23 @@
 
 mod delta;
 mod error;
+mod history;
 mod job;
 pub mod killpoint;
 mod pairs;
+pub mod remote;
 pub mod schema;
 mod sweep;
 mod target;
+mod vacuum;
 mod warehouse;
 mod writer;
 
 pub use delta::{DataFile, TableState};
-pub use error::{Kind, StoreError};
-pub use job::{Job, JobCommit, JobName, PmiCommit};
+pub use error::{Kind, StoreError, store_is_away};
+pub use job::{CompactCommit, Job, JobCommit, JobName, JobVersion, PmiCommit};
 pub use pairs::PairsWriter;
 pub use sweep::Swept;
-pub use warehouse::{JobLock, Warehouse};
+pub use vacuum::{Keep, TableVacuum, Vacuumed};
+pub use warehouse::{JobLock, Warehouse, set_work_folder};
 pub use writer::{TableWriter, table_properties};

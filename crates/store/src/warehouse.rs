@@ -2,7 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use deltalake_core::{DeltaTableBuilder, ObjectStore};
 use object_store::path::Path as ObjectPath;
@@ -10,6 +10,22 @@ use url::Url;
 
 use crate::error::StoreError;
 use crate::job::JobName;
+use crate::remote;
+
+static WORK_FOLDER: OnceLock<PathBuf> = OnceLock::new();
+
+/// Says where work in progress on warehouses in object stores is kept. The first call counts.
+pub fn set_work_folder(folder: PathBuf) {
+    // A second call changes nothing.
+    let _ = WORK_FOLDER.set(folder);
+}
+
+fn cache_folder() -> Option<PathBuf> {
+    let named = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    named("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| named("HOME").map(|home| PathBuf::from(home).join(".cache")))
+}
 
 /// Where jobs live.
 #[derive(Debug, Clone)]
@@ -20,7 +36,7 @@ pub struct Warehouse {
 }
 
 impl Warehouse {
-    /// Opens a warehouse at a path or `file://` URI; it need not exist yet.
+    /// Opens a warehouse at a path, `file://` or `s3://` URI; it need not exist yet.
     ///
     /// # Errors
     /// When the location is not a folder or its scheme is not in this build.
@@ -48,10 +64,16 @@ impl Warehouse {
                 return Err(refuse("it is a file; give a folder".to_owned()));
             }
             Some(path)
+        } else if remote::is_remote(location) {
+            remote::register();
+            // What is wrong with the environment is told before anything is tried.
+            remote::bucket(&url)?;
+            None
         } else {
             return Err(refuse(format!(
-                "scheme `{}` is not in this build (paths and file:// are)",
-                url.scheme()
+                "scheme `{}` is not in this build (paths{} and file:// are)",
+                url.scheme(),
+                if cfg!(feature = "s3") { ", s3://" } else { "" }
             )));
         };
         let mut url = url;
@@ -149,12 +171,24 @@ impl Warehouse {
         Ok(jobs)
     }
 
-    /// The folder for work in progress on a job.
+    /// The folder for work in progress on a job: in the warehouse when it is on this machine, else in
+    /// the work folder that the user named ([`set_work_folder`]) or the user's cache. `None` when
+    /// there is no such place.
     #[must_use]
     pub fn work_folder(&self, job: &JobName) -> Option<PathBuf> {
-        self.local
-            .as_ref()
-            .map(|root| root.join(".pmill").join(job.as_str()))
+        if let Some(root) = &self.local {
+            return Some(root.join(".pmill").join(job.as_str()));
+        }
+        let root = match WORK_FOLDER.get() {
+            Some(given) => given.clone(),
+            None => cache_folder()?.join("pmill").join("work"),
+        };
+        let bucket = root.join(self.url.host_str().unwrap_or_default());
+        let keys = self.url.path().split('/').filter(|part| !part.is_empty());
+        Some(
+            keys.fold(bucket, |path, part| path.join(part))
+                .join(job.as_str()),
+        )
     }
 
     /// Takes the right to write a job, until the lock is dropped or the process ends.

@@ -1,0 +1,300 @@
+"""Warehouses and inputs in an S3 store on loopback (moto), also when the store misbehaves."""
+
+import logging
+import random
+import threading
+import time
+from types import SimpleNamespace
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+import pmill
+from faults import FaultyProxy
+
+KEY, SECRET = "AKIAEXAMPLEKEY", "a-secret-that-nobody-may-see"
+FLAGS = ["--vocab-size", "300"]
+TABLES = ("vocab", "pairs", "sources", "outside", "pmi")
+
+
+@pytest.fixture(scope="module")
+def server():
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()
+    server.stop()
+
+
+@pytest.fixture
+def store(server, tmp_path, request):
+    """A bucket of its own, behind a proxy that forwards everything until told otherwise."""
+    proxy = FaultyProxy(*server)
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://{server[0]}:{server[1]}",
+        aws_access_key_id=KEY,
+        aws_secret_access_key=SECRET,
+        region_name="us-east-1",
+    )
+    bucket = f"bucket-{random.getrandbits(48):012x}"
+    client.create_bucket(Bucket=bucket)
+
+    def environment(work="work", **more):
+        return pmill.environment(
+            AWS_ACCESS_KEY_ID=KEY,
+            AWS_SECRET_ACCESS_KEY=SECRET,
+            AWS_REGION="us-east-1",
+            AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.port}",
+            AWS_ALLOW_HTTP="true",
+            PMILL_WORK_DIR=tmp_path / work,
+            PMILL_RETRY_SECONDS=20,
+            **more,
+        )
+
+    def keys(prefix=""):
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
+
+    def body(key):
+        return client.get_object(Bucket=bucket, Key=key)["Body"].read()
+
+    yield SimpleNamespace(
+        proxy=proxy, client=client, bucket=bucket, uri=f"s3://{bucket}", env=environment, keys=keys, body=body
+    )
+    proxy.stop()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("s3") / "corpus"
+    pmill.run("sample-corpus", "--output", folder, "--rows", 4000, "--files", 4)
+    return sorted(folder.glob("*.parquet"))
+
+
+@pytest.fixture(scope="module")
+def local(corpus, tmp_path_factory):
+    job = pmill.count(tmp_path_factory.mktemp("local") / "wh", "j", corpus, "TEXT", *FLAGS)
+    pmill.score(job)
+    return job
+
+
+def upload(store, corpus, folder="corpus"):
+    for path in corpus:
+        store.client.put_object(Bucket=store.bucket, Key=f"{folder}/{path.name}", Body=path.read_bytes())
+
+
+def count(store, *inputs, code=0, work="work", **options):
+    return pmill.run(
+        "count", "--warehouse", f"{store.uri}/wh", "--name", "j", "--input", *inputs, "--text", "TEXT", *FLAGS,
+        "--json", code=code, env=store.env(work), **options,
+    )  # fmt: skip
+
+
+def parquet(store, table):
+    """Bytes of a table's files that lie in the bucket, by number."""
+    return [(key.rsplit("/", 1)[1].split("-")[1], store.body(key)) for key in store.keys(f"wh/j/{table}/part-")]
+
+
+def sound(store, **options):
+    report = pmill.run(
+        "inspect", "--warehouse", f"{store.uri}/wh", "--name", "j", "--verify", "--json", env=store.env(), **options
+    )
+    assert report.json["verified"]["sound"], report.json["verified"]
+    return report.json
+
+
+def test_a_warehouse_on_s3_holds_the_same_bytes_as_one_on_disk(store, corpus, local):
+    upload(store, corpus)
+    done = count(store, f"{store.uri}/corpus/")
+    assert done.json["rows"] == 4000
+    pmill.run("score", "--warehouse", f"{store.uri}/wh", "--name", "j", env=store.env())
+    for table in ("vocab", "pairs", "outside", "pmi"):
+        assert parquet(store, table) == local.content(table), table
+    report = sound(store)
+    assert report["facts"] == local.facts()
+    query = 'SELECT "left", "right", npmi FROM j.pmi ORDER BY npmi DESC, "left", "right" LIMIT 20'
+    rows = pmill.sql(f"{store.uri}/wh", query, env=store.env())
+    assert rows == pmill.sql(local.warehouse, query) and len(rows) == 20
+    assert pmill.run("inspect", "--warehouse", f"{store.uri}/wh", env=store.env()).out == "j\n"
+    assert count(store, f"{store.uri}/corpus/*.parquet").json["status"] == "unchanged"
+
+
+def test_batches_versions_and_vacuum_on_s3(store, corpus):
+    upload(store, corpus)
+    first = f"{store.uri}/corpus/{corpus[0].name}"
+    count(store, first)
+    count(store, f"{store.uri}/corpus/*.parquet")
+    (row,) = pmill.sql(
+        f"{store.uri}/wh",
+        "SELECT (SELECT sum(rows) FROM j.sources VERSION AS OF 0) old, (SELECT sum(rows) FROM j.sources) new",
+        env=store.env(),
+    )
+    assert row == {"old": 1000, "new": 4000}
+    store.client.put_object(Bucket=store.bucket, Key="wh/j/pairs/part-00009-0123456789abcdef.parquet", Body=b"young")
+    arguments = ["vacuum", "--warehouse", f"{store.uri}/wh", "--name", "j", "--keep-versions", "1", "--json"]
+    done = pmill.run(*arguments, env=store.env()).json
+    assert done["oldest"] == 1
+    # What lies there for less than a day may be an upload of someone else.
+    assert "wh/j/pairs/part-00009-0123456789abcdef.parquet" in store.keys()
+    assert [version["version"] for version in sound(store)["versions"]] == [1]
+
+
+def test_an_object_that_changed_is_named(store, corpus):
+    upload(store, corpus[:1])
+    key = f"corpus/{corpus[0].name}"
+    count(store, f"{store.uri}/{key}")
+    store.client.put_object(Bucket=store.bucket, Key=key, Body=corpus[1].read_bytes())
+    result = count(store, f"{store.uri}/{key}", code=2)
+    assert f"{store.uri}/{key}" in result.err and "changed" in result.err
+
+
+@pytest.mark.parametrize("place", ["nothing/here", "corpus/*.csv", "corpus/none.parquet"])
+def test_inputs_that_are_not_there_are_named(place, store, corpus):
+    upload(store, corpus[:1])
+    result = count(store, f"{store.uri}/{place}", code=2)
+    assert f"input `{store.uri}/{place}`" in result.err
+    assert store.keys("wh") == []
+
+
+def test_no_credential_is_logged_or_stored(store, corpus):
+    upload(store, corpus[:1])
+    result = pmill.run(
+        "count", "-vv", "--warehouse", f"{store.uri}/wh", "--name", "j", "--input", f"{store.uri}/corpus",
+        "--text", "TEXT", *FLAGS, env=store.env(), noise=(),
+    )  # fmt: skip
+    assert SECRET not in result.err + result.out and KEY not in result.err + result.out
+    for key in store.keys("wh"):
+        content = store.body(key)
+        assert SECRET.encode() not in content and KEY.encode() not in content, key
+
+
+def test_of_two_writers_one_is_told_to_try_again(store, corpus):
+    """Two machines (two work folders) count two batches at once: none is lost, none is there twice."""
+    upload(store, corpus)
+    count(store, f"{store.uri}/corpus/{corpus[0].name}")
+    codes = {}
+
+    def write(number):
+        path = f"{store.uri}/corpus/{corpus[number].name}"
+        codes[number] = count(store, path, code=None, work=f"work{number}")
+
+    threads = [threading.Thread(target=write, args=[number]) for number in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 0 in [result.code for result in codes.values()]
+    for number, result in codes.items():
+        assert result.code in (0, 75), result
+        if result.code == 75:
+            assert "someone else committed" in result.err
+            again = count(store, f"{store.uri}/corpus/{corpus[number].name}", work=f"work{number}")
+            assert again.json["status"] == "counted"
+    report = sound(store)
+    assert report["facts"]["rows"] == 4000 and report["sources_counted"] == 4
+
+
+def reads(method, path):
+    """Whether a request reads rows (and not a log or a listing, whose reads are not tried again half-way)."""
+    return method == "GET" and ".parquet" in path
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda number, *_: "slow down" if number % 3 == 1 else None,
+        lambda number, *_: "gone" if number % 4 == 2 else None,
+        lambda number, method, path: "reset" if number % 2 and reads(method, path) else None,
+        lambda number, *_: "slow" if number % 25 == 5 else None,
+    ],
+    ids=["throttled", "connections cut", "answers cut", "slow"],
+)
+def test_a_store_that_stumbles_changes_nothing(fault, store, corpus, local):
+    upload(store, corpus)
+    store.proxy.fault = fault
+    count(store, f"{store.uri}/corpus/")
+    assert store.proxy.spoiled > 2
+    assert parquet(store, "pairs") == local.content("pairs")
+    sound(store)
+
+
+@pytest.mark.parametrize("what", ["list-type", "_last_checkpoint"])
+def test_a_listing_or_log_that_is_cut_ends_with_try_again(what, store, corpus, local):
+    upload(store, corpus)
+    store.proxy.fault = lambda number, method, path: "reset" if number > 3 and what in path else None
+    result = count(store, f"{store.uri}/corpus/", code=75)
+    assert "try again" in result.err and "ERROR" not in result.err
+    store.proxy.fault = lambda *_: None
+    count(store, f"{store.uri}/corpus/")
+    assert parquet(store, "pairs") == local.content("pairs")
+
+
+def test_a_lost_answer_to_a_commit_does_not_count_twice(store, corpus, local):
+    """The commit was made, its answer lost: the retry finds the version taken, by itself."""
+    upload(store, corpus)
+
+    def fault(number, method, path, lost=[]):
+        if method == "PUT" and "pairs/_delta_log" in path and not lost:
+            lost.append(number)
+            return "lost"
+        return None
+
+    store.proxy.fault = fault
+    result = count(store, f"{store.uri}/corpus/", code=None)
+    assert store.proxy.spoiled == 1
+    assert result.code in (0, 75), result
+    again = count(store, f"{store.uri}/corpus/")
+    assert again.json["status"] == "unchanged"
+    assert parquet(store, "pairs") == local.content("pairs")
+    assert sound(store)["facts"] == local.facts()
+
+
+@pytest.mark.parametrize("after", [3, 9, 14, 19, 24, 30])
+def test_a_store_that_goes_away_ends_the_job_with_try_again(after, store, corpus, local):
+    upload(store, corpus)
+    store.proxy.fault = lambda number, *_: "gone" if number >= after else None
+    result = pmill.run(
+        "count", "--warehouse", f"{store.uri}/wh", "--name", "j", "--input", f"{store.uri}/corpus/", "--text", "TEXT",
+        *FLAGS, "--json", code=None, env=store.env() | {"PMILL_RETRY_SECONDS": "1"},
+    )  # fmt: skip
+    assert result.code == 75, result
+    assert SECRET not in result.err
+    store.proxy.fault = lambda *_: None
+    # Nothing is half there: no table, or the whole one.
+    if store.keys("wh/j/pairs/_delta_log"):
+        sound(store)
+    else:
+        assert "no job `j`" in pmill.run(
+            "inspect", "--warehouse", f"{store.uri}/wh", "--name", "j", env=store.env(), code=2
+        ).err
+    count(store, f"{store.uri}/corpus/")
+    assert parquet(store, "pairs") == local.content("pairs")
+    assert sound(store)["facts"] == local.facts()
+
+
+def test_a_store_that_is_away_for_seconds_is_waited_for(store, corpus, local):
+    upload(store, corpus)
+    began = []
+
+    def fault(number, method, path):
+        if method in ("PUT", "POST") and not began:
+            began.append(time.monotonic())
+        return "gone" if began and time.monotonic() - began[0] < 4 else None
+
+    store.proxy.fault = fault
+    count(store, f"{store.uri}/corpus/")
+    assert store.proxy.spoiled > 0
+    assert parquet(store, "pairs") == local.content("pairs")
+
+
+def test_a_store_that_was_never_there_is_told(store, corpus):
+    store.proxy.fault = lambda *_: "gone"
+    result = pmill.run(
+        "count", "--warehouse", f"{store.uri}/wh", "--name", "j", "--input", corpus[0], "--text", "TEXT", *FLAGS,
+        code=75, env=store.env() | {"PMILL_RETRY_SECONDS": "1"},
+    )  # fmt: skip
+    assert "pmill: " in result.err and "panicked" not in result.err
+    result = pmill.run("sql", "--warehouse", "s3://", "SELECT 1", code=2, env=store.env())
+    assert "s3://BUCKET/KEY" in result.err
