@@ -3,9 +3,15 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod count;
+#[cfg(feature = "matrix")]
+mod embed;
+#[cfg(feature = "matrix")]
+mod export;
 mod inspect;
 mod limits;
 mod outcome;
+#[cfg(feature = "matrix")]
+mod parquet_shards;
 mod pipeline;
 mod progress;
 mod run;
@@ -51,6 +57,12 @@ enum Command {
     Run(run::RunArgs),
     /// Ask a warehouse in SQL
     Sql(sql::SqlArgs),
+    /// Write a table, or vectors, as files that trainers read: GloVe, SciPy, NumPy, word2vec, Parquet
+    #[cfg(feature = "matrix")]
+    Export(export::ExportArgs),
+    /// Make word vectors from a table, evaluate them, ask for neighbours
+    #[cfg(feature = "matrix")]
+    Embed(embed::EmbedArgs),
     /// Show a warehouse's jobs, or one job's settings, versions, sources and sizes
     Inspect(inspect::InspectArgs),
     /// Model snapshots: look at them, compare, merge and mix them
@@ -72,6 +84,10 @@ fn main() -> std::process::ExitCode {
         Command::Score(args) => args.run(&cli.global),
         Command::Run(args) => args.run(&cli.global),
         Command::Sql(args) => args.run(&cli.global),
+        #[cfg(feature = "matrix")]
+        Command::Export(args) => args.run(&cli.global),
+        #[cfg(feature = "matrix")]
+        Command::Embed(args) => args.run(&cli.global),
         Command::Inspect(args) => args.run(&cli.global),
         Command::Snapshot(args) => args.run(&cli.global),
         Command::SampleCorpus(args) => args.run(&cli.global),

@@ -24,6 +24,7 @@ pub mod job;
 pub mod memory;
 pub mod progress;
 pub mod read;
+pub mod rows;
 pub mod scan;
 pub mod score;
 pub mod session;
