@@ -222,6 +222,11 @@ impl ExportArgs {
         let mut notes = Vec::new();
         if self.format == ExportFormat::Glove {
             notes = blank_notes(table.terms.iter().flatten());
+            if table.terms.iter().flatten().any(|term| term == "<unk>") {
+                notes.push(
+                    "GloVe's trainer refuses a vocabulary with `<unk>`, its own word".to_owned(),
+                );
+            }
         }
         let (mut entries, mut files) = (0_u64, Vec::new());
         if self.dry_run {

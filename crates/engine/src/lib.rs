@@ -10,6 +10,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod annotate;
 pub mod budget;
 pub mod catalog;
 pub mod column;
@@ -25,6 +26,7 @@ pub mod memory;
 pub mod progress;
 pub mod read;
 pub mod rows;
+pub mod sample;
 pub mod scan;
 pub mod score;
 pub mod session;
