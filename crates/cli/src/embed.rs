@@ -84,7 +84,7 @@ struct MatrixArgs {
     /// Power of the singular values that vectors are multiplied by: 0, 0.5 or 1
     #[arg(long, value_name = "P", default_value_t = 0.5)]
     weight: f64,
-    /// Columns of the random start beyond the dimensions
+    /// Added to the dimensions; half of the sum is the width of the random start
     #[arg(long, value_name = "N", default_value_t = SvdSettings::default().oversampling)]
     oversampling: usize,
     /// Times that the start is multiplied by matrix and transpose

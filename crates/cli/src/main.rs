@@ -2,6 +2,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod annotate;
 mod count;
 #[cfg(feature = "matrix")]
 mod embed;
@@ -15,6 +16,7 @@ mod parquet_shards;
 mod pipeline;
 mod progress;
 mod run;
+mod sample;
 mod sample_corpus;
 mod score;
 mod snapshot;
@@ -57,6 +59,8 @@ enum Command {
     Run(run::RunArgs),
     /// Ask a warehouse in SQL
     Sql(sql::SqlArgs),
+    /// Write a corpus again with numbers for each document
+    Annotate(annotate::AnnotateArgs),
     /// Write a table, or vectors, as files that trainers read: GloVe, SciPy, NumPy, word2vec, Parquet
     #[cfg(feature = "matrix")]
     Export(export::ExportArgs),
@@ -67,6 +71,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Model snapshots: look at them, compare, merge and mix them
     Snapshot(snapshot::SnapshotArgs),
+    /// Choose rows by weights, probabilities or the middle of a column
+    Sample(sample::SampleArgs),
     /// Make a seeded corpus for demos and benchmarks
     SampleCorpus(sample_corpus::SampleCorpusArgs),
     /// Print completions for a shell
@@ -84,12 +90,14 @@ fn main() -> std::process::ExitCode {
         Command::Score(args) => args.run(&cli.global),
         Command::Run(args) => args.run(&cli.global),
         Command::Sql(args) => args.run(&cli.global),
+        Command::Annotate(args) => args.run(&cli.global),
         #[cfg(feature = "matrix")]
         Command::Export(args) => args.run(&cli.global),
         #[cfg(feature = "matrix")]
         Command::Embed(args) => args.run(&cli.global),
         Command::Inspect(args) => args.run(&cli.global),
         Command::Snapshot(args) => args.run(&cli.global),
+        Command::Sample(args) => args.run(&cli.global),
         Command::SampleCorpus(args) => args.run(&cli.global),
         Command::Completions { shell } => {
             let mut script = Vec::new();

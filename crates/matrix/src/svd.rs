@@ -1,9 +1,12 @@
-//! Truncated SVD by randomized subspace iteration: Halko, Martinsson & Tropp 2011, algorithms 4.4
-//! (range) and 5.1 (SVD of the small matrix).
+//! Truncated SVD by randomized range finding (Halko, Martinsson & Tropp 2011, algorithms 4.4 and
+//! 5.1), which keeps the range of every power iteration (Halko, Martinsson, Shkolnisky & Tygert 2011;
+//! Musco & Musco 2015): the numbers of a slowly falling spectrum, as that of PMI matrices, come out
+//! far nearer for the same number of products.
 //!
 //! Sparse products are made in single precision (their rounding, about 1e-6 of the largest singular
 //! value, is far below the error of the method), everything dense in double. Memory beside the
-//! matrix: for `w = rank + oversampling` and the longer side `n`, about `40 · n · w` bytes.
+//! matrix: for the longer side `n` and a basis of `w = block · (power_iterations + 1)` columns, about
+//! `28 · n · w` bytes.
 
 use rayon::prelude::*;
 
@@ -17,7 +20,7 @@ use crate::tsqr::{Factors, qr, row_major, turn};
 pub struct SvdSettings {
     /// Singular values wanted.
     pub rank: usize,
-    /// Columns of the random start beyond the rank.
+    /// Columns beyond the rank: half of rank and oversampling is the width of the random start.
     pub oversampling: usize,
     /// Times that the range is multiplied by the matrix and its transpose.
     pub power_iterations: usize,
@@ -36,6 +39,16 @@ impl Default for SvdSettings {
     }
 }
 
+impl SvdSettings {
+    /// Columns of one block: so many that all blocks hold twice the wanted rank, but no more than
+    /// rank and oversampling, nor fewer than are needed to hold these.
+    fn block(&self, shorter: usize) -> usize {
+        let wanted = self.rank + self.oversampling;
+        let least = wanted.div_ceil(self.power_iterations + 1);
+        (wanted / 2).max(least).max(1).min(shorter)
+    }
+}
+
 /// The largest singular values with their left vectors.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Svd {
@@ -49,12 +62,13 @@ pub struct Svd {
 /// Bytes that the dense blocks of a factorization take, at most.
 #[must_use]
 pub fn dense_bytes(rows: usize, columns: usize, settings: &SvdSettings) -> u64 {
-    let width = (settings.rank + settings.oversampling) as u64;
-    40 * rows.max(columns) as u64 * width
+    let shorter = rows.min(columns);
+    let width = settings.block(shorter) * (settings.power_iterations + 1);
+    28 * rows.max(columns) as u64 * width.min(shorter) as u64
 }
 
 /// Factorizes `matrix`; `transposed` is its transpose (the matrix itself when it is symmetric).
-/// `step` is told of each sparse product, of which there are `2 · power_iterations + 2`.
+/// `step` is told of each sparse product, of which there are at most `2 · power_iterations + 2`.
 ///
 /// # Errors
 /// A rank of 0 or beyond the matrix; whatever `step` or the scratch file gives.
@@ -76,24 +90,38 @@ pub fn randomized_svd<E: From<MatrixError>>(
         ))
         .into());
     }
-    let width = (settings.rank + settings.oversampling).min(shorter);
-    let start: Vec<f32> = (0..columns * width)
+    let block = settings.block(shorter);
+    let blocks = settings.power_iterations + 1;
+    let start: Vec<f32> = (0..columns * block)
         .into_par_iter()
         .map(|place| normal(settings.seed, place as u64) as f32)
         .collect();
-    let mut times = |matrix: &BandStore, dense: &[f32]| -> Result<Vec<f64>, E> {
+    let mut times = |matrix: &BandStore, dense: &[f32], width: usize| -> Result<Vec<f64>, E> {
         let product = matrix.times(dense, width)?;
         step()?;
         Ok(product.par_iter().map(|x| f64::from(*x)).collect())
     };
     let single = |q: &[f64]| -> Vec<f32> { q.par_iter().map(|x| *x as f32).collect() };
-    let mut range = qr(&times(matrix, &start)?, width).q;
-    for _ in 0..settings.power_iterations {
-        let back = qr(&times(transposed, &single(&range))?, width).q;
-        range = qr(&times(matrix, &single(&back))?, width).q;
+    // Side by side: block i of every row is what i multiplications by A Aᵀ made of the start.
+    let width = (block * blocks).min(shorter);
+    let mut basis = vec![0.0_f64; rows * width];
+    let mut range = qr(&times(matrix, &start, block)?, block).q;
+    for number in 0..blocks {
+        let from = number * block;
+        let kept = block.min(width.saturating_sub(from));
+        for (to, row) in basis.chunks_mut(width).zip(range.chunks(block)) {
+            to[from..from + kept].copy_from_slice(&row[..kept]);
+        }
+        if from + block >= width {
+            break;
+        }
+        let back = qr(&times(transposed, &single(&range), block)?, block).q;
+        range = qr(&times(matrix, &single(&back), block)?, block).q;
     }
+    let range = qr(&basis, width).q;
+    drop(basis);
     // B = Qᵀ A is short and wide; its transpose is tall, and its triangle has the same SVD.
-    let Factors { r, .. } = qr(&times(transposed, &single(&range))?, width);
+    let Factors { r, .. } = qr(&times(transposed, &single(&range), width)?, width);
     let small =
         r.transpose().to_owned().thin_svd().map_err(|error| {
             MatrixError::Bug(format!("the small SVD does not converge: {error:?}"))
