@@ -3,6 +3,8 @@
 # make test-all  what make test does, and the recipes that need torch (a download of gigabytes)
 # make check   the quick gate: format, clippy, unit tests
 # make bench   pmill against its peers on the same files, into docs/benchmarks.md (DOCUMENTS, CAPTIONS, GLOVE=folder)
+# make bench-merge   8 tables of 50 M pairs into one: throughput and memory (TABLES, PAIRS)
+# make soak    kill pmill KILLS (1000) times in the middle of changes to a warehouse, compare with undisturbed runs
 # make clean   remove what these made
 #
 # CARGO_TARGET_DIR and PMILL_CACHE (virtual environment, WordNet; default .cache) say where things are kept.
@@ -10,7 +12,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench clean tools-demo tools-test format lint build unit docs python
+.PHONY: help demo test test-all check bench bench-merge soak clean tools-demo tools-test format lint build unit docs python
 
 CARGO ?= cargo
 PMILL_CACHE ?= .cache
@@ -102,6 +104,19 @@ bench: tools-test
 		--documents $(DOCUMENTS) --captions $(CAPTIONS) --glove "$(GLOVE)" \
 		--part "The kernel alone, ids in memory, rows emitted" "$(EXAMPLES)/rate --tokens 100000000 --probe" \
 		--text-path "$(EXAMPLES)/text_path" --wordnet "$$wordnet"
+
+TABLES ?= 8
+PAIRS ?= 50e6
+
+bench-merge: tools-test
+	$(CARGO) build --locked --profile demo -p pmill-cli --no-default-features
+	venv=$$(tools/python-environment $(CACHE)); \
+	"$$venv/bin/python" tools/bench_merge.py --pmill $(DEMO) --work $(BENCH)/merge --tables $(TABLES) --pairs $(PAIRS)
+
+KILLS ?= 1000
+
+soak: tools-test build
+	venv=$$(tools/python-environment $(CACHE)); PMILL_BIN=$(BIN) "$$venv/bin/python" tools/soak.py --kills $(KILLS)
 
 # ------------------------------------------------------------------------------------------------
 

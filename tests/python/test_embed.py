@@ -110,7 +110,7 @@ def test_evaluation_is_scipys_spearman(data, vectors):
 def test_threads_and_memory_do_not_change_a_bit(job, vectors):
     first = (vectors[0] / "vectors.safetensors").read_bytes()
     flags = ["--dimensions", 20, "--power-iterations", 8]
-    small = embed(job, vectors[0].parent / "small", *flags, "--threads", 1, "--memory-limit", "4MiB")
+    small = embed(job, vectors[0].parent / "small", *flags, "--threads", 1, "--memory-limit", "9MiB")
     assert small["scratch_bytes"] > 0, "the limit was to be too small for the matrix"
     assert (vectors[0].parent / "small" / "vectors.safetensors").read_bytes() == first
     other = embed(job, vectors[0].parent / "seed", *flags, "--seed", 2)

@@ -330,7 +330,7 @@ impl Room {
             return Err(EngineError::Memory {
                 limit: table.limit().to_string(),
                 reason: format!(
-                    "{} vectors of {} numbers (and {} beside them) take {}; give --memory-limit {} or fewer --dimensions",
+                    "{} vectors of {} numbers (and {} beside them) take {}; give --memory-limit {} or fewer --dimensions (or --power-iterations)",
                     group(size as u64),
                     settings.rank,
                     settings.oversampling,

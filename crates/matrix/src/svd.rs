@@ -33,7 +33,7 @@ impl Default for SvdSettings {
         Self {
             rank: 100,
             oversampling: 20,
-            power_iterations: 4,
+            power_iterations: 7,
             seed: 1,
         }
     }
