@@ -1,5 +1,6 @@
 # make demo    build pmill and run it: a made corpus in, a PMI table out, the top pairs in SQL
 # make test    everything that must hold, with whatever it needs set up first; CI runs this
+# make test-all  what make test does, and the recipes that need torch (a download of gigabytes)
 # make check   the quick gate: format, clippy, unit tests
 # make bench   pmill against its peers on the same files, into docs/benchmarks.md (DOCUMENTS, CAPTIONS, GLOVE=folder)
 # make bench-tables   8 tables of 50 M pairs into one: throughput and memory (TABLES, PAIRS)
@@ -13,7 +14,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-tables bench-merge single-merge soak clean tools-demo tools-test format lint build unit docs python
+.PHONY: help demo test test-all check bench bench-tables bench-merge single-merge soak clean tools-demo tools-test format lint build unit docs python
 
 CARGO ?= cargo
 PMILL_CACHE ?= .cache
@@ -59,6 +60,13 @@ test: tools-test
 	$(MAKE) --no-print-directory python
 
 check: tools-test format lint unit
+
+# torch goes into an environment of its own beside the other one.
+test-all: test
+	venv=$$(tools/python-environment $(CACHE)); \
+	python3 -m venv $(CACHE)/torch && "$(CACHE)/torch/bin/pip" install --quiet pytest pyarrow numpy torch && \
+	PYTHONPATH="$$(echo $$venv/lib/python3*/site-packages)" PMILL_TORCH=1 PMILL_BIN=$${PMILL_BIN:-$(BIN)} \
+		"$(CACHE)/torch/bin/python" -m pytest -c tests/python/pytest.ini tests/python/test_recipes.py
 
 format:
 	$(CARGO) fmt --all --check

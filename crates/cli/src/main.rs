@@ -2,20 +2,28 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod annotate;
 mod compact;
 mod correlate;
 mod count;
+#[cfg(feature = "matrix")]
+mod embed;
 mod evaluate;
+#[cfg(feature = "matrix")]
+mod export;
 mod inspect;
 mod limits;
 mod merge;
 mod merge_pipeline;
 mod outcome;
 mod parameters;
+#[cfg(feature = "matrix")]
+mod parquet_shards;
 mod pipeline;
 mod progress;
 mod retract;
 mod run;
+mod sample;
 mod sample_corpus;
 mod score;
 mod snapshot;
@@ -69,6 +77,14 @@ enum Command {
     Vocab(vocab::VocabArgs),
     /// Ask a warehouse in SQL
     Sql(sql::SqlArgs),
+    /// Write a corpus again with numbers for each document
+    Annotate(annotate::AnnotateArgs),
+    /// Write a table, or vectors, as files that trainers read: GloVe, SciPy, NumPy, word2vec, Parquet
+    #[cfg(feature = "matrix")]
+    Export(export::ExportArgs),
+    /// Make word vectors from a table, evaluate them, ask for neighbours
+    #[cfg(feature = "matrix")]
+    Embed(embed::EmbedArgs),
     /// Show a warehouse's jobs, or one job's settings, versions, sources and sizes
     Inspect(inspect::InspectArgs),
     /// Correlate the mean PMI of examples with a model's answers
@@ -81,6 +97,8 @@ enum Command {
     Vacuum(vacuum::VacuumArgs),
     /// Model snapshots: look at them, compare, merge and mix them
     Snapshot(snapshot::SnapshotArgs),
+    /// Choose rows by weights, probabilities or the middle of a column
+    Sample(sample::SampleArgs),
     /// Make a seeded corpus for demos and benchmarks
     SampleCorpus(sample_corpus::SampleCorpusArgs),
     /// Print completions for a shell
@@ -101,12 +119,18 @@ fn main() -> std::process::ExitCode {
         Command::Retract(args) => args.run(&cli.global),
         Command::Run(args) => args.run(&cli.global),
         Command::Sql(args) => args.run(&cli.global),
+        Command::Annotate(args) => args.run(&cli.global),
+        #[cfg(feature = "matrix")]
+        Command::Export(args) => args.run(&cli.global),
+        #[cfg(feature = "matrix")]
+        Command::Embed(args) => args.run(&cli.global),
         Command::Inspect(args) => args.run(&cli.global),
         Command::Correlate(args) => args.run(&cli.global),
         Command::Evaluate(args) => args.run(&cli.global),
         Command::Compact(args) => args.run(&cli.global),
         Command::Vacuum(args) => args.run(&cli.global),
         Command::Snapshot(args) => args.run(&cli.global),
+        Command::Sample(args) => args.run(&cli.global),
         Command::SampleCorpus(args) => args.run(&cli.global),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -10,6 +10,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod annotate;
 pub mod budget;
 pub mod catalog;
 pub mod column;
@@ -36,6 +37,8 @@ mod remap;
 mod remote_input;
 pub mod row_choice;
 pub mod row_set;
+pub mod rows;
+pub mod sample;
 pub mod scan;
 pub mod score;
 pub mod session;

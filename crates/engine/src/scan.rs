@@ -483,7 +483,7 @@ fn caught(payload: &(dyn std::any::Any + Send)) -> String {
     format!("the decoder gave up on it ({})", one_line(&text))
 }
 
-fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     CATCHING.with(|flag| flag.set(true));
     let result = std::panic::catch_unwind(AssertUnwindSafe(work));
     CATCHING.with(|flag| flag.set(false));

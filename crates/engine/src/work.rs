@@ -34,6 +34,12 @@ impl WorkFolder {
         Ok(Self { path })
     }
 
+    /// A folder that is there already.
+    #[must_use]
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
