@@ -42,16 +42,22 @@ impl Global {
     /// Logs go to stderr, as fields.
     pub fn start_logging(&self) {
         let level = match self.verbose {
-            0 => "error",
-            1 => "pmill=info,pmill_engine=info,pmill_store=info,warn",
+            0 if self.quiet => "error",
+            // A server says what it does.
+            0 => "error,pmill_serve=info",
+            1 => "pmill=info,pmill_engine=info,pmill_serve=info,pmill_store=info,warn",
             _ => "debug",
         };
         let filter = tracing_subscriber::EnvFilter::try_from_env("PMILL_LOG")
             .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-        tracing_subscriber::fmt()
+        let logs = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
-            .init();
+            .with_ansi(std::io::stderr().is_terminal());
+        if std::env::var("PMILL_LOG_FORMAT").is_ok_and(|format| format == "json") {
+            logs.json().init();
+        } else {
+            logs.init();
+        }
     }
 }

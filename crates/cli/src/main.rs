@@ -11,6 +11,8 @@ mod progress;
 mod run;
 mod sample_corpus;
 mod score;
+#[cfg(feature = "serve")]
+mod serve;
 mod snapshot;
 mod sql;
 
@@ -53,6 +55,9 @@ enum Command {
     Sql(sql::SqlArgs),
     /// Show a warehouse's jobs, or one job's settings, versions, sources and sizes
     Inspect(inspect::InspectArgs),
+    /// Serve a warehouse to SQL clients: Flight SQL, PostgreSQL, a web page
+    #[cfg(feature = "serve")]
+    Serve(serve::ServeArgs),
     /// Model snapshots: look at them, compare, merge and mix them
     Snapshot(snapshot::SnapshotArgs),
     /// Make a seeded corpus for demos and benchmarks
@@ -73,6 +78,8 @@ fn main() -> std::process::ExitCode {
         Command::Run(args) => args.run(&cli.global),
         Command::Sql(args) => args.run(&cli.global),
         Command::Inspect(args) => args.run(&cli.global),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => args.run(&cli.global),
         Command::Snapshot(args) => args.run(&cli.global),
         Command::SampleCorpus(args) => args.run(&cli.global),
         Command::Completions { shell } => {
