@@ -57,17 +57,21 @@ pub struct Library {
     postgres: SessionContext,
     catalog: String,
     pg: PgParts,
+    /// Whether files can be named in `FROM`.
+    files: bool,
     newest: Mutex<Option<(Arc<Snapshot>, Instant)>>,
 }
 
 impl Library {
-    /// Opens a warehouse for queries whose contexts look like `plain` and `postgres`.
+    /// Opens a warehouse for queries whose contexts look like `plain` and `postgres`; with `files`, they
+    /// can name files on this machine.
     #[must_use]
     pub fn new(
         warehouse: Warehouse,
         plain: SessionContext,
         postgres: SessionContext,
         pg: PgParts,
+        files: bool,
     ) -> Arc<Self> {
         let catalog = plain
             .copied_config()
@@ -81,6 +85,7 @@ impl Library {
             postgres,
             catalog,
             pg,
+            files,
             newest: Mutex::new(None),
         })
     }
@@ -236,7 +241,11 @@ impl Snapshot {
             let state = SessionStateBuilder::new_from_existing(template.state())
                 .with_catalog_list(Arc::new(catalogs))
                 .build();
-            SessionContext::new_with_state(state)
+            let context = SessionContext::new_with_state(state);
+            match library.files {
+                true => context.enable_url_table(),
+                false => context,
+            }
         };
         let plain = context(&library.plain, None);
         let postgres = context(&library.postgres, Some(library.pg.schema(plain.clone())));

@@ -88,19 +88,12 @@ impl Service {
             .enable_all()
             .build()
             .map_err(|error| ServeError::Bug(format!("threads do not start: {error}")))?;
-        let context = || -> Result<SessionContext, ServeError> {
-            let context = pmill_engine::session::context(limits.threads, limits.memory, None)?;
-            Ok(match limits.files {
-                true => context.enable_url_table(),
-                false => context,
-            })
-        };
-        let plain = context()?;
+        let plain = pmill_engine::session::context(limits.threads, limits.memory, None)?;
         let pool = plain.runtime_env().memory_pool.clone();
         let postgres = SessionContext::new_with_state(plain.state());
         let pg = PgParts::install(&postgres)?;
         Ok(Arc::new(Self {
-            library: Library::new(warehouse, plain, postgres, pg),
+            library: Library::new(warehouse, plain, postgres, pg, limits.files),
             limits,
             metrics: Arc::new(Metrics::new()?),
             compute: Some(compute),
