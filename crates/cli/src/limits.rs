@@ -48,17 +48,23 @@ impl Global {
             pmill_engine::store::set_work_folder(folder.clone());
         }
         let level = match self.verbose {
-            // What the table library cannot read comes back as an error, and is told once.
-            0 => "error,buoyant_kernel=off,deltalake_core=off",
-            1 => "pmill=info,pmill_engine=info,pmill_store=info,warn",
+            0 if self.quiet => "error,buoyant_kernel=off,deltalake_core=off",
+            // A server says what it does. What the table library cannot read comes back as an
+            // error, and is told once.
+            0 => "error,pmill_serve=info,buoyant_kernel=off,deltalake_core=off",
+            1 => "pmill=info,pmill_engine=info,pmill_serve=info,pmill_store=info,warn",
             _ => "debug",
         };
         let filter = tracing_subscriber::EnvFilter::try_from_env("PMILL_LOG")
             .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-        tracing_subscriber::fmt()
+        let logs = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
-            .init();
+            .with_ansi(std::io::stderr().is_terminal());
+        if std::env::var("PMILL_LOG_FORMAT").is_ok_and(|format| format == "json") {
+            logs.json().init();
+        } else {
+            logs.init();
+        }
     }
 }

@@ -26,6 +26,8 @@ mod run;
 mod sample;
 mod sample_corpus;
 mod score;
+#[cfg(feature = "serve")]
+mod serve;
 mod snapshot;
 mod snapshot_gate;
 #[cfg(feature = "serve")]
@@ -95,6 +97,9 @@ enum Command {
     Compact(compact::CompactArgs),
     /// Give up old versions of a job and the files that only they need
     Vacuum(vacuum::VacuumArgs),
+    /// Serve a warehouse to SQL clients: Flight SQL, PostgreSQL, a web page
+    #[cfg(feature = "serve")]
+    Serve(serve::ServeArgs),
     /// Model snapshots: look at them, compare, merge and mix them
     Snapshot(snapshot::SnapshotArgs),
     /// Choose rows by weights, probabilities or the middle of a column
@@ -129,6 +134,8 @@ fn main() -> std::process::ExitCode {
         Command::Evaluate(args) => args.run(&cli.global),
         Command::Compact(args) => args.run(&cli.global),
         Command::Vacuum(args) => args.run(&cli.global),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => args.run(&cli.global),
         Command::Snapshot(args) => args.run(&cli.global),
         Command::Sample(args) => args.run(&cli.global),
         Command::SampleCorpus(args) => args.run(&cli.global),

@@ -40,24 +40,7 @@ impl Session {
                 path: "thread pool".into(),
                 source,
             })?;
-        let pool = GreedyMemoryPool::new(usize::try_from(limit.0).unwrap_or(usize::MAX));
-        let disk = match scratch {
-            Some(folder) => DiskManagerMode::Directories(vec![folder.to_owned()]),
-            None => DiskManagerMode::OsTmpDirectory,
-        };
-        let environment = RuntimeEnvBuilder::new()
-            .with_memory_pool(Arc::new(pool))
-            .with_object_store_registry(Arc::new(Stores::default()))
-            .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(disk))
-            .build_arc()
-            .map_err(query)?;
-        let mut config = SessionConfig::new()
-            .with_information_schema(true)
-            .with_target_partitions(threads.max(1));
-        // Old writers mark text as plain bytes.
-        config.options_mut().execution.parquet.binary_as_string = true;
-        let mut context = SessionContext::new_with_config_rt(config, environment);
-        pmill_stats::register_all(&mut context).map_err(query)?;
+        let context = context(threads, limit, scratch)?;
         Ok(Self { runtime, context })
     }
 
@@ -86,6 +69,37 @@ impl Session {
     pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
     }
+}
+
+/// A context of `threads` partitions within `limit` bytes, with all functions of pmill; temporary
+/// files go to `scratch`, or to the system's folder for them.
+///
+/// # Errors
+/// When the folder cannot be used.
+pub fn context(
+    threads: usize,
+    limit: ByteSize,
+    scratch: Option<&Path>,
+) -> Result<SessionContext, EngineError> {
+    let pool = GreedyMemoryPool::new(usize::try_from(limit.0).unwrap_or(usize::MAX));
+    let disk = match scratch {
+        Some(folder) => DiskManagerMode::Directories(vec![folder.to_owned()]),
+        None => DiskManagerMode::OsTmpDirectory,
+    };
+    let environment = RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(pool))
+        .with_object_store_registry(Arc::new(Stores::default()))
+        .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(disk))
+        .build_arc()
+        .map_err(query)?;
+    let mut config = SessionConfig::new()
+        .with_information_schema(true)
+        .with_target_partitions(threads.max(1));
+    // Old writers mark text as plain bytes.
+    config.options_mut().execution.parquet.binary_as_string = true;
+    let mut context = SessionContext::new_with_config_rt(config, environment);
+    pmill_stats::register_all(&mut context).map_err(query)?;
+    Ok(context)
 }
 
 /// An engine error as the user's: queries and plans come from the user.

@@ -151,6 +151,20 @@ impl TableState {
         .map_err(|source| self.fail("clear the log of", source))
     }
 
+    /// Whether the table is just the rows of its Parquet files: no partitions, and no reader feature
+    /// (deletion vectors, mapped columns) that a foreign writer may have turned on.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn is_plain(&self) -> Result<bool, StoreError> {
+        let snapshot = self
+            .table
+            .snapshot()
+            .map_err(|source| self.fail("read", source))?;
+        Ok(snapshot.protocol().min_reader_version() == 1
+            && snapshot.metadata().partition_columns().is_empty())
+    }
+
     /// A DataFusion table that reads this version.
     ///
     /// # Errors

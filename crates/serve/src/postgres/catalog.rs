@@ -1,0 +1,153 @@
+//! `pg_catalog`: the system tables that PostgreSQL's clients read to find tables and types.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
+
+use async_trait::async_trait;
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::catalog::{MemorySchemaProvider, SchemaProvider};
+use datafusion::datasource::TableType;
+use datafusion::error::Result;
+use datafusion::prelude::SessionContext;
+use datafusion_postgres::datafusion_pg_catalog::pg_catalog::catalog_info::CatalogInfo;
+use datafusion_postgres::datafusion_pg_catalog::pg_catalog::context::EmptyContextProvider;
+use datafusion_postgres::datafusion_pg_catalog::pg_catalog::{
+    PgCatalogSchemaProvider, PgCatalogStaticTables, setup_pg_catalog,
+};
+
+use crate::error::ServeError;
+
+type PgSchema = PgCatalogSchemaProvider<Live, EmptyContextProvider>;
+
+/// One `pg_catalog` for the life of the server, so that an object keeps its number (OID) from one
+/// query to the next; it lists what the newest snapshot holds.
+#[derive(Debug, Clone)]
+pub struct PgParts {
+    schema: Arc<PgSchema>,
+    live: Live,
+}
+
+impl PgParts {
+    /// Gives a context the functions and types that clients of PostgreSQL expect.
+    ///
+    /// # Errors
+    /// When the tables that come with the crate cannot be read.
+    pub fn install(context: &SessionContext) -> Result<Self, ServeError> {
+        let bug = |error: String| ServeError::Bug(error);
+        let name = context
+            .copied_config()
+            .options()
+            .catalog
+            .default_catalog
+            .clone();
+        if let Some(catalog) = context.catalog(&name) {
+            // The default schema of a new context may be missing; what is set up here is only the functions.
+            let _ = catalog.register_schema("public", Arc::new(MemorySchemaProvider::new()));
+        }
+        setup_pg_catalog(context, &name, EmptyContextProvider)
+            .map_err(|error| bug(error.strip_backtrace()))?;
+        let tables =
+            PgCatalogStaticTables::try_new().map_err(|error| bug(error.strip_backtrace()))?;
+        let live = Live::default();
+        let schema =
+            PgCatalogSchemaProvider::try_new(live.clone(), Arc::new(tables), EmptyContextProvider)
+                .map_err(|error| bug(error.strip_backtrace()))?;
+        let schema = Arc::new(schema);
+        let weak: Weak<dyn SchemaProvider> = Arc::downgrade(&schema) as _;
+        // A new `Live` has none yet.
+        let _ = live.own.set(weak);
+        Ok(Self { schema, live })
+    }
+
+    /// The schema, from now on listing what `newest` holds.
+    #[must_use]
+    pub fn schema(&self, newest: SessionContext) -> Arc<dyn SchemaProvider> {
+        *self
+            .live
+            .newest
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Some(newest);
+        self.schema.clone()
+    }
+}
+
+/// What there is, as the newest snapshot says, and `pg_catalog` itself.
+#[derive(Clone, Default)]
+struct Live {
+    newest: Arc<RwLock<Option<SessionContext>>>,
+    own: Arc<OnceLock<Weak<dyn SchemaProvider>>>,
+}
+
+impl fmt::Debug for Live {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Live").finish_non_exhaustive()
+    }
+}
+
+const PG_CATALOG: &str = "pg_catalog";
+
+impl Live {
+    fn newest(&self) -> Option<SessionContext> {
+        self.newest
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn schema(&self, catalog: &str, schema: &str) -> Option<Arc<dyn SchemaProvider>> {
+        if schema == PG_CATALOG {
+            return self.own.get()?.upgrade();
+        }
+        self.newest()?.catalog(catalog)?.schema(schema)
+    }
+}
+
+#[async_trait]
+impl CatalogInfo for Live {
+    async fn catalog_names(&self) -> Result<Vec<String>> {
+        Ok(self
+            .newest()
+            .map(|context| context.catalog_names())
+            .unwrap_or_default())
+    }
+
+    async fn schema_names(&self, catalog: &str) -> Result<Option<Vec<String>>> {
+        let names = self
+            .newest()
+            .and_then(|context| Some(context.catalog(catalog)?.schema_names()));
+        Ok(names.map(|mut names| {
+            names.push(PG_CATALOG.to_owned());
+            names
+        }))
+    }
+
+    async fn table_names(&self, catalog: &str, schema: &str) -> Result<Option<Vec<String>>> {
+        Ok(self
+            .schema(catalog, schema)
+            .map(|schema| schema.table_names()))
+    }
+
+    async fn table_schema(
+        &self,
+        catalog: &str,
+        schema: &str,
+        table: &str,
+    ) -> Result<Option<SchemaRef>> {
+        match self.schema(catalog, schema) {
+            Some(schema) => Ok(schema.table(table).await?.map(|table| table.schema())),
+            None => Ok(None),
+        }
+    }
+
+    async fn table_type(
+        &self,
+        catalog: &str,
+        schema: &str,
+        table: &str,
+    ) -> Result<Option<TableType>> {
+        match self.schema(catalog, schema) {
+            Some(schema) => schema.table_type(table).await,
+            None => Ok(None),
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! Statements: what PostgreSQL's clients say beside queries (transactions, SET, SHOW, cursors) is
+//! answered as they expect, and every query goes through the service.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::arrow::datatypes::DataType;
+use datafusion::common::ParamValues;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::prelude::SessionContext;
+use datafusion::sql::sqlparser::ast;
+use datafusion_postgres::arrow_pg::datatypes::df::deserialize_parameters_with_server_types;
+use datafusion_postgres::arrow_pg::datatypes::{arrow_schema_to_pg_fields, encode_recordbatch};
+use datafusion_postgres::datafusion_pg_catalog::sql::PostgresCompatibilityParser;
+use datafusion_postgres::hooks::cursor::CursorStatementHook;
+use datafusion_postgres::hooks::set_show::SetShowHook;
+use datafusion_postgres::hooks::transactions::TransactionStatementHook;
+use datafusion_postgres::hooks::{HookClient, QueryHook};
+use datafusion_postgres::pgwire::api::portal::{Format, Portal};
+use datafusion_postgres::pgwire::api::query::{ExtendedQueryHandler, SimpleQueryHandler};
+use datafusion_postgres::pgwire::api::results::{FieldInfo, QueryResponse, Response, Tag};
+use datafusion_postgres::pgwire::api::stmt::{QueryParser, StoredStatement};
+use datafusion_postgres::pgwire::api::store::PortalStore;
+use datafusion_postgres::pgwire::api::{ClientInfo, ClientPortalStore, Type};
+use datafusion_postgres::pgwire::error::{PgWireError, PgWireResult};
+use datafusion_postgres::pgwire::messages::PgWireBackendMessage;
+use datafusion_postgres::pgwire::types::format::FormatOptions;
+use datafusion_postgres::{DfSessionService, Parser};
+use futures::{Sink, StreamExt};
+
+use super::{PROTOCOL, Running, pg_error};
+use crate::auth::User;
+use crate::error::ServeError;
+use crate::guard;
+use crate::library::Dialect;
+use crate::service::{Asker, Prepared, Rows, Service};
+
+type Statement = (String, Option<(ast::Statement, LogicalPlan)>);
+
+pub(super) struct Handlers {
+    service: Arc<Service>,
+    parser: Arc<Parse>,
+    hooks: Arc<[Arc<dyn QueryHook>]>,
+}
+
+/// Parses and plans, and knows the types of parameters and results.
+pub(super) struct Parse {
+    service: Arc<Service>,
+    hooks: Arc<[Arc<dyn QueryHook>]>,
+    sql: PostgresCompatibilityParser,
+    types: Arc<Parser>,
+}
+
+impl Handlers {
+    pub(super) fn new(service: Arc<Service>) -> Self {
+        let hooks: Arc<[Arc<dyn QueryHook>]> = Arc::new([
+            Arc::new(CursorStatementHook) as Arc<dyn QueryHook>,
+            Arc::new(SetShowHook),
+            Arc::new(TransactionStatementHook),
+        ]);
+        // Only its knowledge of types is used: it plans nothing.
+        let types = DfSessionService::new_with_hooks(Arc::new(SessionContext::new()), Vec::new());
+        Self {
+            parser: Arc::new(Parse {
+                service: service.clone(),
+                hooks: hooks.clone(),
+                sql: PostgresCompatibilityParser::new(),
+                types: types.query_parser(),
+            }),
+            service,
+            hooks,
+        }
+    }
+
+    async fn answer<C>(
+        &self,
+        client: &mut C,
+        statement: &ast::Statement,
+    ) -> PgWireResult<Option<Response>>
+    where
+        C: HookClient + Unpin,
+    {
+        if let ast::Statement::Declare { stmts } = statement {
+            return self.declare(client, stmts).await.map(Some);
+        }
+        let context = aside(&self.service, statement).await?;
+        for hook in self.hooks.iter() {
+            if let Some(answer) = hook.handle_simple_query(statement, &context, client).await {
+                return answer.map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// `DECLARE name CURSOR FOR query`: the query starts, and its rows wait to be fetched.
+    async fn declare<C>(&self, client: &mut C, all: &[ast::Declare]) -> PgWireResult<Response>
+    where
+        C: HookClient + Unpin,
+    {
+        for declare in all {
+            let (Some(name), Some(query), Some(ast::DeclareType::Cursor)) = (
+                declare.names.first(),
+                &declare.for_query,
+                &declare.declare_type,
+            ) else {
+                return Err(pg_error(&ServeError::Query(
+                    "only DECLARE name CURSOR FOR query is known".to_owned(),
+                )));
+            };
+            let query = ast::Statement::Query(query.clone());
+            let text = query.to_string();
+            let prepared = self.prepare(text.clone(), query.clone()).await?;
+            let plan = prepared.plan.as_ref().clone();
+            let rows = self.start(client, &prepared, None).await?;
+            let response = encode(client, rows, &Format::UnifiedText)?;
+            let statement =
+                StoredStatement::new(name.value.clone(), (text, Some((query, plan))), Vec::new());
+            let portal = Portal::new_cursor(name.value.clone(), Arc::new(statement));
+            portal.start(response).await;
+            client.portal_store().put_portal(Arc::new(portal));
+        }
+        Ok(Response::Execution(Tag::new("DECLARE CURSOR")))
+    }
+
+    async fn prepare(&self, text: String, statement: ast::Statement) -> PgWireResult<Prepared> {
+        self.service
+            .prepare_statement(Dialect::Postgres, text, statement)
+            .await
+            .map_err(|error| pg_error(&error))
+    }
+
+    async fn start<C>(
+        &self,
+        client: &C,
+        prepared: &Prepared,
+        parameters: Option<ParamValues>,
+    ) -> PgWireResult<Rows>
+    where
+        C: ClientInfo + ?Sized,
+    {
+        let extensions = client.session_extensions();
+        let asker = match extensions.get::<Asker>() {
+            Some(asker) => asker.as_ref().clone(),
+            None => Asker {
+                user: User::anonymous(),
+                protocol: PROTOCOL,
+            },
+        };
+        let rows = self
+            .service
+            .run(&asker, prepared, parameters)
+            .await
+            .map_err(|error| pg_error(&error))?;
+        if let Some(running) = extensions.get::<Arc<Running>>() {
+            running.set(rows.stopper());
+        }
+        Ok(rows)
+    }
+}
+
+/// A context for what is no query. It is thrown away after: a `SET` changes nothing for anybody.
+async fn aside(service: &Arc<Service>, statement: &ast::Statement) -> PgWireResult<SessionContext> {
+    let changes = matches!(
+        statement,
+        ast::Statement::Set(_) | ast::Statement::ShowCatalogs { .. }
+    );
+    if !changes {
+        return Ok(SessionContext::new());
+    }
+    let snapshot = service.snapshot().await.map_err(|error| pg_error(&error))?;
+    let state = snapshot.context(Dialect::Postgres).state();
+    Ok(SessionContext::new_with_state(state))
+}
+
+fn encode<C>(client: &C, rows: Rows, format: &Format) -> PgWireResult<QueryResponse>
+where
+    C: ClientInfo + ?Sized,
+{
+    let options = Arc::new(FormatOptions::from_client_metadata(client.metadata()));
+    let fields = Arc::new(arrow_schema_to_pg_fields(
+        &rows.schema(),
+        format,
+        Some(options),
+    )?);
+    let columns = fields.clone();
+    let rows = rows.flat_map(move |batch| {
+        let rows: Vec<PgWireResult<_>> = match batch {
+            Ok(batch) => encode_recordbatch(columns.clone(), batch).collect(),
+            Err(error) => vec![Err(pg_error(&error))],
+        };
+        futures::stream::iter(rows)
+    });
+    Ok(QueryResponse::new(fields, rows))
+}
+
+#[async_trait]
+impl SimpleQueryHandler for Handlers {
+    async fn do_query<C>(&self, client: &mut C, query: &str) -> PgWireResult<Vec<Response>>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let statements = self.parser.parse(query)?;
+        if statements.is_empty() {
+            return Ok(vec![Response::EmptyQuery]);
+        }
+        let mut responses = Vec::with_capacity(statements.len());
+        for statement in statements {
+            if let Some(response) = self.answer(client, &statement).await? {
+                responses.push(response);
+                continue;
+            }
+            let prepared = self.prepare(statement.to_string(), statement).await?;
+            let rows = self.start(client, &prepared, None).await?;
+            responses.push(Response::Query(encode(client, rows, &Format::UnifiedText)?));
+        }
+        Ok(responses)
+    }
+}
+
+#[async_trait]
+impl ExtendedQueryHandler for Handlers {
+    type Statement = Statement;
+    type QueryParser = Parse;
+
+    fn query_parser(&self) -> Arc<Parse> {
+        self.parser.clone()
+    }
+
+    async fn do_query<C>(
+        &self,
+        client: &mut C,
+        portal: &Portal<Statement>,
+        _max_rows: usize,
+    ) -> PgWireResult<Response>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Statement>,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let (text, Some((statement, _))) = &portal.statement.statement else {
+            return Ok(Response::EmptyQuery);
+        };
+        if let Some(response) = self.answer(client, statement).await? {
+            return Ok(response);
+        }
+        // Planned again when somebody committed since: a query sees the newest version.
+        let prepared = self.prepare(text.clone(), statement.clone()).await?;
+        let stored = (
+            text.clone(),
+            Some((statement.clone(), prepared.plan.as_ref().clone())),
+        );
+        let wire = self.parser.get_parameter_types(&stored)?;
+        let parameters = match wire.is_empty() {
+            true => None,
+            false => {
+                let known = parameter_types(&prepared.plan)?;
+                let known: Vec<Option<&DataType>> = known.iter().map(Option::as_ref).collect();
+                let wire: Vec<Option<&Type>> = wire.iter().map(Some).collect();
+                Some(deserialize_parameters_with_server_types(
+                    portal, &known, &wire,
+                )?)
+            }
+        };
+        let rows = self.start(client, &prepared, parameters).await?;
+        Ok(Response::Query(encode(
+            client,
+            rows,
+            &portal.result_column_format,
+        )?))
+    }
+}
+
+/// Types of `$1`, `$2`, … as the plan has them.
+fn parameter_types(plan: &LogicalPlan) -> PgWireResult<Vec<Option<DataType>>> {
+    let types = plan
+        .get_parameter_types()
+        .map_err(|error| pg_error(&ServeError::Query(error.strip_backtrace())))?;
+    let mut types: Vec<(u32, Option<DataType>)> = types
+        .into_iter()
+        .map(|(name, of)| (name.trim_start_matches('$').parse().unwrap_or(u32::MAX), of))
+        .collect();
+    types.sort_by_key(|(number, _)| *number);
+    Ok(types.into_iter().map(|(_, of)| of).collect())
+}
+
+impl Parse {
+    fn parse(&self, text: &str) -> PgWireResult<Vec<ast::Statement>> {
+        guard::check_text(text, self.service.limits().statement_bytes)
+            .map_err(|error| pg_error(&error))?;
+        self.sql
+            .parse(text)
+            .map_err(|error| pg_error(&ServeError::Query(error.to_string())))
+    }
+}
+
+#[async_trait]
+impl QueryParser for Parse {
+    type Statement = Statement;
+
+    async fn parse_sql<C>(
+        &self,
+        client: &C,
+        sql: &str,
+        _types: &[Option<Type>],
+    ) -> PgWireResult<Option<Statement>>
+    where
+        C: ClientInfo + Unpin + Send + Sync,
+    {
+        let mut statements = self.parse(sql)?;
+        if statements.is_empty() {
+            return Ok(None);
+        }
+        if statements.len() > 1 {
+            return Err(pg_error(&ServeError::Query(
+                "cannot insert multiple commands into a prepared statement".to_owned(),
+            )));
+        }
+        let statement = statements.swap_remove(0);
+        let text = statement.to_string();
+        let context = SessionContext::new();
+        for hook in self.hooks.iter() {
+            if let Some(plan) = hook
+                .handle_extended_parse_query(&statement, &context, client)
+                .await
+            {
+                return Ok(Some((text, Some((statement, plan?)))));
+            }
+        }
+        let prepared = self
+            .service
+            .prepare_statement(Dialect::Postgres, text.clone(), statement.clone())
+            .await
+            .map_err(|error| pg_error(&error))?;
+        Ok(Some((
+            text,
+            Some((statement, prepared.plan.as_ref().clone())),
+        )))
+    }
+
+    fn get_parameter_types(&self, statement: &Statement) -> PgWireResult<Vec<Type>> {
+        self.types.get_parameter_types(statement)
+    }
+
+    fn get_result_schema(
+        &self,
+        statement: &Statement,
+        format: Option<&Format>,
+    ) -> PgWireResult<Vec<FieldInfo>> {
+        self.types.get_result_schema(statement, format)
+    }
+}

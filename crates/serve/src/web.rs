@@ -1,0 +1,229 @@
+//! The web page: a word's neighbours with intervals, a plot of PMI against count, and where the
+//! numbers come from. Plain HTML made here; no script, nothing from elsewhere.
+
+mod html;
+
+use std::collections::HashMap;
+
+use axum::Router;
+use axum::extract::{ConnectInfo, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use datafusion::arrow::array::AsArray;
+use datafusion::arrow::compute::{cast, concat_batches};
+use datafusion::arrow::datatypes::{DataType, Float64Type};
+use datafusion::arrow::record_batch::RecordBatch;
+use datafusion::common::{ParamValues, ScalarValue};
+
+use crate::auth::Credentials;
+use crate::error::ServeError;
+use crate::health::{Client, Shown};
+use crate::library::Dialect;
+use crate::service::Asker;
+
+use html::{Neighbour, Page};
+
+/// Neighbours that a page shows.
+const SHOWN: usize = 50;
+/// Sources that a page lists.
+const SOURCES: usize = 50;
+
+/// The pages.
+pub fn pages() -> Router<Shown> {
+    Router::new().route("/", get(page))
+}
+
+async fn page(
+    State(shown): State<Shown>,
+    ConnectInfo(client): ConnectInfo<Client>,
+    headers: HeaderMap,
+    Query(given): Query<HashMap<String, String>>,
+) -> Response {
+    let credentials = match headers.get(header::AUTHORIZATION) {
+        None => None,
+        Some(header) => match Credentials::parse(header.as_bytes()) {
+            Ok(credentials) => Some(credentials),
+            Err(error) => return plain(StatusCode::BAD_REQUEST, &error.chain()),
+        },
+    };
+    let user = match shown.gate.check(client.0.ip(), credentials.as_ref()).await {
+        Ok(user) => user,
+        Err(error) => {
+            if credentials.is_some() {
+                shown.service.metrics().denied.inc();
+            }
+            let mut answer = plain(StatusCode::UNAUTHORIZED, &error.chain());
+            let ask = header::HeaderValue::from_static("Basic realm=\"pmill\", charset=\"UTF-8\"");
+            answer.headers_mut().insert(header::WWW_AUTHENTICATE, ask);
+            return answer;
+        }
+    };
+    let asker = Asker {
+        user,
+        protocol: "web",
+    };
+    let mut page = Page {
+        job: given.get("job").cloned().unwrap_or_default(),
+        word: given
+            .get("word")
+            .map(|word| word.trim().to_owned())
+            .unwrap_or_default(),
+        least: given
+            .get("least")
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0.0),
+        ..Page::default()
+    };
+    let status = match fill(&shown, &asker, &mut page).await {
+        Ok(()) => StatusCode::OK,
+        Err(error) => {
+            page.message = error.chain();
+            match error.kind() {
+                pmill_engine::Kind::User => StatusCode::BAD_REQUEST,
+                pmill_engine::Kind::NotNow => StatusCode::SERVICE_UNAVAILABLE,
+                pmill_engine::Kind::Bug => StatusCode::INTERNAL_SERVER_ERROR,
+            }
+        }
+    };
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-store"),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'",
+        ),
+    ];
+    (status, headers, html::render(&page)).into_response()
+}
+
+fn plain(status: StatusCode, text: &str) -> Response {
+    (status, format!("{text}\n")).into_response()
+}
+
+async fn fill(shown: &Shown, asker: &Asker, page: &mut Page) -> Result<(), ServeError> {
+    let snapshot = shown.service.snapshot().await?;
+    page.jobs = snapshot.jobs().map(|(name, _)| name.to_string()).collect();
+    if page.job.is_empty() {
+        page.job = page.jobs.first().cloned().unwrap_or_default();
+    }
+    let Some(job) = snapshot.job(&page.job) else {
+        if page.jobs.is_empty() {
+            return Ok(());
+        }
+        return Err(ServeError::Query(format!("no job `{}`", page.job)));
+    };
+    let opened = job
+        .job()
+        .await
+        .map_err(|error| ServeError::from_engine(error, ""))?;
+    page.settings = pretty(&opened.settings()?);
+    page.facts = pretty(&opened.facts()?);
+    page.scores = match opened.pmi_settings()? {
+        Some((settings, _)) => pretty(&settings),
+        None => String::new(),
+    };
+    let sources = format!(
+        "SELECT uri, status, CAST(rows AS DOUBLE) FROM {}.sources ORDER BY uri LIMIT {SOURCES}",
+        page.job
+    );
+    if let Some(rows) = ask(shown, asker, &sources, None).await? {
+        let (uris, statuses, counts) = (text(&rows, 0)?, text(&rows, 1)?, number(&rows, 2)?);
+        page.sources = uris
+            .into_iter()
+            .zip(statuses)
+            .zip(counts)
+            .map(|((uri, status), rows)| (uri, status, rows))
+            .collect();
+    }
+    if page.word.is_empty() {
+        return Ok(());
+    }
+    if !job.is_scored() {
+        return Err(ServeError::Query(format!(
+            "job `{}` is not scored yet: pmill score --name {}",
+            page.job, page.job
+        )));
+    }
+    // A symmetric job stores a pair once, so a word's neighbours stand on both sides.
+    let query = format!(
+        "SELECT other, n_xy, npmi(n_xy, n_x, n_y, n) AS npmi, pmi(n_xy, n_x, n_y, n) AS pmi, \
+         pmi_lower(n_xy, n_x, n_y, n) AS low, pmi_upper(n_xy, n_x, n_y, n) AS high FROM ( \
+         SELECT \"right\" AS other, n_xy, n_x, n_y, n FROM {job}.pmi WHERE \"left\" = $1 \
+         UNION ALL \
+         SELECT \"left\" AS other, n_xy, n_x, n_y, n FROM {job}.pmi \
+         WHERE \"right\" = $1 AND \"left\" <> $1) WHERE n_xy >= $2 \
+         ORDER BY npmi DESC NULLS LAST, n_xy DESC, other LIMIT {SHOWN}",
+        job = page.job
+    );
+    let values = vec![
+        ScalarValue::Utf8(Some(page.word.clone())),
+        ScalarValue::Float64(Some(page.least)),
+    ];
+    let Some(rows) = ask(shown, asker, &query, Some(values)).await? else {
+        return Ok(());
+    };
+    let words = text(&rows, 0)?;
+    let columns: Vec<Vec<f64>> = (1..6)
+        .map(|column| number(&rows, column))
+        .collect::<Result<_, _>>()?;
+    page.neighbours = words
+        .into_iter()
+        .enumerate()
+        .map(|(row, word)| Neighbour {
+            word,
+            count: columns[0][row],
+            npmi: columns[1][row],
+            pmi: columns[2][row],
+            low: columns[3][row],
+            high: columns[4][row],
+        })
+        .collect();
+    Ok(())
+}
+
+fn pretty(json: &str) -> String {
+    serde_json::from_str::<serde_json::Value>(json)
+        .and_then(|value| serde_json::to_string_pretty(&value))
+        .unwrap_or_else(|_| json.to_owned())
+}
+
+/// All rows as one batch; `None` when there are none.
+async fn ask(
+    shown: &Shown,
+    asker: &Asker,
+    sql: &str,
+    values: Option<Vec<ScalarValue>>,
+) -> Result<Option<RecordBatch>, ServeError> {
+    let prepared = shown.service.prepare(Dialect::Plain, sql).await?;
+    let values = values.map(ParamValues::from);
+    let rows = shown.service.run(asker, &prepared, values).await?;
+    let batches = rows.collect().await?;
+    let Some(first) = batches.first() else {
+        return Ok(None);
+    };
+    concat_batches(&first.schema(), &batches)
+        .map(Some)
+        .map_err(|error| ServeError::Bug(error.to_string()))
+}
+
+fn text(rows: &RecordBatch, column: usize) -> Result<Vec<String>, ServeError> {
+    let array = cast(rows.column(column), &DataType::Utf8)
+        .map_err(|error| ServeError::Bug(error.to_string()))?;
+    Ok(array
+        .as_string::<i32>()
+        .iter()
+        .map(|value| value.unwrap_or_default().to_owned())
+        .collect())
+}
+
+/// Not-a-number stands for a null.
+fn number(rows: &RecordBatch, column: usize) -> Result<Vec<f64>, ServeError> {
+    let array = cast(rows.column(column), &DataType::Float64)
+        .map_err(|error| ServeError::Bug(error.to_string()))?;
+    Ok(array
+        .as_primitive::<Float64Type>()
+        .iter()
+        .map(|value| value.unwrap_or(f64::NAN))
+        .collect())
+}

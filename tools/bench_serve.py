@@ -1,0 +1,196 @@
+#!/usr/bin/env python3
+"""Load on `pmill serve`: many clients, mixed look-ups, against DuckDB on the same Parquet files in one process.
+
+Makes a table of the given size with the binary's own commands unless one is there, then asks both the same questions
+in the same order: the 20 strongest neighbours of a word, one pair, and now and then a batch of pairs. Prints one JSON
+object: errors, p50 and p99 in ms, answers a second of each, and the server's memory over the run.
+"""
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import duckdb
+import psycopg
+import pyarrow.parquet as pq
+
+NEIGHBOURS = 'SELECT "right", n_xy, npmi FROM {} WHERE "left" = {} ORDER BY npmi DESC, "right" LIMIT 20'
+PAIR = 'SELECT n_xy, pmi, npmi FROM {} WHERE "left" = {} AND "right" = {}'
+BATCH = 'SELECT count(*), sum(npmi) FROM {} AS p JOIN (VALUES {}) AS q(l, r) ON p."left" = q.l AND p."right" = q.r'
+
+
+def quote(word):
+    return "'" + word.replace("'", "''") + "'"
+
+
+def live_files(folder):
+    """Files of the newest version of a Delta table."""
+    live = set()
+    for path in sorted((folder / "_delta_log").glob("*.json")):
+        for line in path.read_text().splitlines():
+            action = json.loads(line)
+            if "add" in action:
+                live.add(action["add"]["path"])
+            if "remove" in action:
+                live.discard(action["remove"]["path"])
+    return [str(folder / name) for name in sorted(live)]
+
+
+def questions(files, seed, batch, every):
+    """An endless mix: half neighbours, half pairs, and one batch in `every`."""
+    source = random.Random(seed)
+    pairs = []
+    for file in files:
+        reader = pq.ParquetFile(file)
+        groups = source.sample(range(reader.num_row_groups), min(4, reader.num_row_groups))
+        for group in groups:
+            rows = reader.read_row_group(group, columns=["left", "right"])
+            for row in source.sample(range(rows.num_rows), min(5000, rows.num_rows)):
+                pairs.append((rows["left"][row].as_py(), rows["right"][row].as_py()))
+    while True:
+        draw = source.random()
+        if draw < 1 / every:
+            chosen = source.choices(pairs, k=batch)
+            yield "batch", BATCH, [", ".join(f"({quote(l)}, {quote(r)})" for l, r in chosen)]
+        elif draw < 0.5:
+            yield "neighbours", NEIGHBOURS, [quote(source.choice(pairs)[0])]
+        else:
+            left, right = source.choice(pairs)
+            yield "pair", PAIR, [quote(left), quote(right)]
+
+
+class Load:
+    """Clients that ask until the time is over."""
+
+    def __init__(self, clients, seconds, make_client, mix):
+        self.times, self.errors, self.lock = [], [], threading.Lock()
+        self.until = time.monotonic() + seconds
+        threads = [threading.Thread(target=self.client, args=(make_client, mix(n))) for n in range(clients)]
+        began = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.seconds = time.monotonic() - began
+
+    def client(self, make_client, mix):
+        try:
+            ask, close = make_client()
+            times = []
+            while time.monotonic() < self.until:
+                kind, query, values = next(mix)
+                began = time.monotonic()
+                ask(query, values)
+                times.append((kind, time.monotonic() - began))
+            close()
+            with self.lock:
+                self.times += times
+        except Exception as error:
+            with self.lock:
+                self.errors.append(repr(error)[:200])
+
+    def figures(self):
+        def of(times):
+            times = sorted(times)
+            at = lambda share: round(1000 * times[min(len(times) - 1, int(share * len(times)))], 2)
+            return {"answers": len(times), "p50_ms": at(0.5), "p99_ms": at(0.99)} if times else {"answers": 0}
+
+        kinds = sorted({kind for kind, _ in self.times})
+        return {
+            "errors": len(self.errors),
+            "first_errors": self.errors[:3],
+            "per_second": round(len(self.times) / self.seconds, 1),
+            "all": of([seconds for _, seconds in self.times]),
+        } | {kind: of([seconds for of_kind, seconds in self.times if of_kind == kind]) for kind in kinds}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pmill", required=True)
+    parser.add_argument("--warehouse", required=True, help="with a scored job")
+    parser.add_argument("--name", default="bench")
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--batch", type=int, default=10_000)
+    parser.add_argument("--batch-every", type=int, default=1000, help="one question in so many is a batch")
+    given = parser.parse_args()
+    files = live_files(Path(given.warehouse) / given.name / "pmi")
+    mix = lambda seed: questions(files, seed, given.batch, given.batch_every)
+    rows = sum(pq.read_metadata(file).num_rows for file in files)
+
+    command = [given.pmill, "serve", "--warehouse", given.warehouse, "--json", "--quiet"]
+    command += ["--postgres", "127.0.0.1:0", "--health", "127.0.0.1:0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE)
+    addresses = json.loads(server.stdout.readline())
+    host, port = addresses["postgres"].rsplit(":", 1)
+    table = f"{given.name}.pmi"
+
+    def resident():
+        text = urllib.request.urlopen(f"http://{addresses['health']}/metrics", timeout=60).read().decode()
+        return int(float(next(line for line in text.splitlines() if line.startswith("pmill_resident_bytes ")).split()[1]))
+
+    def pmill_client():
+        connection = psycopg.connect(f"host={host} port={port} user=bench dbname=wh", autocommit=True)
+        connection.prepare_threshold = None
+        return lambda query, values: connection.execute(query.format(table, *values)).fetchall(), connection.close
+
+    parquet = duckdb.connect()
+    names = ", ".join(quote(file) for file in files)
+
+    def duckdb_client():
+        cursor = parquet.cursor()
+        return lambda query, values: cursor.execute(query.format(f"read_parquet([{names}])", *values)).fetchall(), cursor.close
+
+    try:
+        # The same answers first, which also waits until the index is there.
+        ask, close = pmill_client()
+        other, other_close = duckdb_client()
+        sample = mix(12345)
+        for _ in range(10):
+            _, query, values = next(sample)
+            mine, theirs = ask(query, values), other(query, values)
+            assert len(mine) == len(theirs), (query, values)
+            for a, b in zip(mine, theirs):
+                assert all(x == y or abs(x - y) <= 1e-9 * abs(y) for x, y in zip(a, b)), (query, values, a, b)
+        close()
+        other_close()
+        Load(given.clients, min(10, given.seconds), pmill_client, mix)
+        memory = [resident()]
+        halves = []
+        for half in range(2):
+            halves.append(Load(given.clients, given.seconds / 2, pmill_client, lambda n: mix(n + 1000 * half)))
+            memory.append(resident())
+        whole = halves[0]
+        whole.times += halves[1].times
+        whole.errors += halves[1].errors
+        whole.seconds += halves[1].seconds
+        theirs = Load(given.clients, given.seconds, duckdb_client, mix)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        code = server.wait(timeout=90)
+    mine = whole.figures()
+    print(
+        json.dumps(
+            {
+                "pairs": rows,
+                "clients": given.clients,
+                "seconds": given.seconds,
+                "pmill": mine,
+                "duckdb": theirs.figures(),
+                "times_duckdb": round(mine["per_second"] / max(theirs.figures()["per_second"], 1e-9), 2),
+                "resident_bytes": memory,
+                "exit_code": code,
+            },
+            indent=2,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
