@@ -2,11 +2,14 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod correlate;
 mod count;
+mod evaluate;
 mod inspect;
 mod limits;
 mod merge;
 mod outcome;
+mod parameters;
 mod pipeline;
 mod progress;
 mod retract;
@@ -62,6 +65,10 @@ enum Command {
     Sql(sql::SqlArgs),
     /// Show a warehouse's jobs, or one job's settings, versions, sources and sizes
     Inspect(inspect::InspectArgs),
+    /// Correlate the mean PMI of examples with a model's answers
+    Correlate(correlate::CorrelateArgs),
+    /// Compare predicted classes with true ones
+    Evaluate(evaluate::EvaluateArgs),
     /// Model snapshots: look at them, compare, merge and mix them
     Snapshot(snapshot::SnapshotArgs),
     /// Make a seeded corpus for demos and benchmarks
@@ -85,6 +92,8 @@ fn main() -> std::process::ExitCode {
         Command::Run(args) => args.run(&cli.global),
         Command::Sql(args) => args.run(&cli.global),
         Command::Inspect(args) => args.run(&cli.global),
+        Command::Correlate(args) => args.run(&cli.global),
+        Command::Evaluate(args) => args.run(&cli.global),
         Command::Snapshot(args) => args.run(&cli.global),
         Command::SampleCorpus(args) => args.run(&cli.global),
         Command::Completions { shell } => {

@@ -10,6 +10,7 @@ use pmill_engine::text::FeatureSpec;
 use serde::Deserialize;
 
 use crate::outcome::Failure;
+use crate::parameters;
 use crate::sql::Format;
 
 /// A pipeline file. Paths in it are relative to the folder where pmill is started.
@@ -30,6 +31,10 @@ pub struct Pipeline {
     pub context: ContextSettings,
     /// How pairs are scored; without this table they are not.
     pub score: Option<ScoreSettings>,
+    /// Values that stand as `{name}` in the SQL below.
+    pub parameters: toml::Table,
+    /// Queries that later ones read as tables, in order. The table `input` is the input's files.
+    pub view: Vec<View>,
     /// Queries whose rows are written to files, in order.
     pub export: Vec<Export>,
     /// Means; flags beat them.
@@ -49,6 +54,16 @@ pub struct Input {
     pub filter: Option<String>,
     /// What happens at a bad file.
     pub on_bad_file: OnBadFile,
+}
+
+/// A query that later ones read as a table.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct View {
+    /// The table's name.
+    pub name: String,
+    /// The query.
+    pub sql: String,
 }
 
 /// A query whose rows are written to a file.
@@ -97,6 +112,15 @@ impl Pipeline {
         table
             .try_into::<Self>()
             .map_err(|error| suggest(&error.to_string()))
+    }
+
+    /// Lays the parameters into the SQL.
+    pub fn fill(&mut self) -> Result<(), Failure> {
+        let views = self.view.iter_mut().map(|view| &mut view.sql);
+        for sql in views.chain(self.export.iter_mut().map(|export| &mut export.sql)) {
+            *sql = parameters::fill(sql, &self.parameters).map_err(Failure::user)?;
+        }
+        Ok(())
     }
 
     /// The settings of its count job.

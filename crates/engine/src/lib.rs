@@ -13,11 +13,14 @@
 pub mod budget;
 pub mod catalog;
 pub mod column;
+pub mod correlate;
 pub mod counting;
 pub mod dictionaries;
 pub mod drift;
 pub mod error;
+pub mod evaluate;
 pub mod expression;
+pub mod features_function;
 mod footer;
 pub mod input;
 pub mod inspect;
