@@ -174,18 +174,13 @@ fn next_term<const N: usize>(
 ) -> Result<Option<(String, [Pair; N])>, EngineError> {
     let mut smallest: Option<String> = None;
     for stream in streams.iter_mut() {
-        match stream.peek() {
-            None => {}
-            Some(Ok(head)) => {
-                if smallest.as_ref().is_none_or(|term| head.term < *term) {
-                    smallest = Some(head.term.clone());
-                }
-            }
-            Some(Err(_)) => {
-                if let Some(Err(error)) = stream.next() {
-                    return Err(error);
-                }
-            }
+        if let Some(Err(error)) = stream.next_if(Result::is_err) {
+            return Err(error);
+        }
+        if let Some(Ok(head)) = stream.peek()
+            && smallest.as_ref().is_none_or(|term| head.term < *term)
+        {
+            smallest = Some(head.term.clone());
         }
     }
     let Some(term) = smallest else {
