@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod count;
+mod functions;
 mod inspect;
 mod limits;
 mod outcome;
@@ -51,6 +52,8 @@ enum Command {
     Run(run::RunArgs),
     /// Ask a warehouse in SQL
     Sql(sql::SqlArgs),
+    /// Print the reference of the SQL functions: formula, range, limits, source
+    Functions(functions::FunctionsArgs),
     /// Show a warehouse's jobs, or one job's settings, versions, sources and sizes
     Inspect(inspect::InspectArgs),
     /// Model snapshots: look at them, compare, merge and mix them
@@ -72,6 +75,7 @@ fn main() -> std::process::ExitCode {
         Command::Score(args) => args.run(&cli.global),
         Command::Run(args) => args.run(&cli.global),
         Command::Sql(args) => args.run(&cli.global),
+        Command::Functions(args) => args.run(&cli.global),
         Command::Inspect(args) => args.run(&cli.global),
         Command::Snapshot(args) => args.run(&cli.global),
         Command::SampleCorpus(args) => args.run(&cli.global),

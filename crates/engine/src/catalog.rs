@@ -13,7 +13,7 @@ use tokio::sync::OnceCell;
 
 use crate::error::EngineError;
 
-/// Makes the jobs of a warehouse the schemas of the session's default catalog.
+/// Makes the jobs of a warehouse the schemas of the session's default catalog, and adds the table functions.
 ///
 /// # Errors
 /// When the warehouse cannot be listed.
@@ -37,20 +37,38 @@ pub async fn register(context: &SessionContext, warehouse: &Warehouse) -> Result
         .catalog
         .default_catalog
         .clone();
-    context.register_catalog(
-        name,
-        Arc::new(WarehouseCatalog {
-            jobs,
-            public: Arc::new(MemorySchemaProvider::new()),
-        }),
-    );
+    let catalog = Arc::new(WarehouseCatalog {
+        jobs,
+        public: Arc::new(MemorySchemaProvider::new()),
+    });
+    crate::table_functions::register(context, &catalog).map_err(crate::session::query)?;
+    context.register_catalog(name, catalog);
     Ok(())
 }
 
+/// The jobs of one warehouse.
 #[derive(Debug)]
-struct WarehouseCatalog {
+pub struct WarehouseCatalog {
     jobs: Vec<(JobName, Arc<JobSchema>)>,
     public: Arc<MemorySchemaProvider>,
+}
+
+impl WarehouseCatalog {
+    /// A job, at the version that its tables have in this catalog; `None` when there is no such job.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub(crate) async fn job(&self, name: &str) -> Result<Option<&Job>> {
+        match self.jobs.iter().find(|(job, _)| job.as_str() == name) {
+            Some((_, schema)) => schema.job().await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The names of the jobs.
+    pub(crate) fn job_names(&self) -> impl Iterator<Item = &str> {
+        self.jobs.iter().map(|(name, _)| name.as_str())
+    }
 }
 
 const PUBLIC: &str = "public";

@@ -29,6 +29,7 @@ pub mod session;
 pub mod settings;
 pub mod sources;
 pub mod sql;
+pub mod table_functions;
 pub mod tables;
 pub mod tokens;
 pub mod units;
@@ -37,6 +38,7 @@ pub mod work;
 pub mod workers;
 
 pub use error::{EngineError, FileFault, Kind};
+pub use pmill_stats as stats;
 pub use pmill_store as store;
 pub use pmill_text as text;
 /// The kernel's settings.
