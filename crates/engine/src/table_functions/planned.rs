@@ -8,9 +8,11 @@ use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::{internal_err, plan_err};
 use datafusion::error::{DataFusionError, Result};
-use datafusion::execution::SessionState;
+use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
 use datafusion::logical_expr::{Expr, TableType};
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion::prelude::SessionContext;
 use pmill_store::Job;
 
@@ -78,7 +80,44 @@ impl<Q: Query> TableProvider for PlannedTable<Q> {
                 .alias(field.name())
             })
             .collect();
-        frame.select(kept)?.create_physical_plan().await
+        let plan = frame.select(kept)?.create_physical_plan().await?;
+        let schema = plan.schema();
+        let parts = (0..plan.output_partitioning().partition_count())
+            .map(|number| -> Arc<dyn PartitionStream> {
+                Arc::new(Part {
+                    schema: schema.clone(),
+                    plan: plan.clone(),
+                    number,
+                })
+            })
+            .collect();
+        let sealed = StreamingTableExec::try_new(schema, parts, None, [], false, None)?;
+        Ok(Arc::new(sealed))
+    }
+}
+
+/// One partition of a finished plan. The rules of the outer query must not see the plan: some of them refuse one that
+/// they have been over before (a hash join with its dynamic filter in place cannot swap its sides again).
+#[derive(Debug)]
+struct Part {
+    schema: SchemaRef,
+    plan: Arc<dyn ExecutionPlan>,
+    number: usize,
+}
+
+impl PartitionStream for Part {
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    fn execute(&self, task: Arc<TaskContext>) -> SendableRecordBatchStream {
+        match self.plan.execute(self.number, task) {
+            Ok(stream) => stream,
+            Err(error) => Box::pin(RecordBatchStreamAdapter::new(
+                self.schema.clone(),
+                futures::stream::once(async { Err(error) }),
+            )),
+        }
     }
 }
 
