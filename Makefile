@@ -2,6 +2,8 @@
 # make test    everything that must hold, with whatever it needs set up first; CI runs this
 # make check   the quick gate: format, clippy, unit tests
 # make bench   pmill against its peers on the same files, into docs/benchmarks.md (DOCUMENTS, CAPTIONS, GLOVE=folder)
+# make bench-merge   8 tables of 50 M pairs into one: throughput and memory (TABLES, PAIRS)
+# make soak    kill pmill KILLS (1000) times in the middle of changes to a warehouse, compare with undisturbed runs
 # make clean   remove what these made
 #
 # CARGO_TARGET_DIR and PMILL_CACHE (virtual environment, WordNet; default .cache) say where things are kept.
@@ -9,7 +11,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean tools-demo tools-test format lint build unit docs python
+.PHONY: help demo test check bench bench-merge soak clean tools-demo tools-test format lint build unit docs python
 
 CARGO ?= cargo
 PMILL_CACHE ?= .cache
@@ -94,6 +96,19 @@ bench: tools-test
 		--documents $(DOCUMENTS) --captions $(CAPTIONS) --glove "$(GLOVE)" \
 		--part "The kernel alone, ids in memory, rows emitted" "$(EXAMPLES)/rate --tokens 100000000 --probe" \
 		--text-path "$(EXAMPLES)/text_path" --wordnet "$$wordnet"
+
+TABLES ?= 8
+PAIRS ?= 50e6
+
+bench-merge: tools-test
+	$(CARGO) build --locked --profile demo -p pmill-cli --no-default-features
+	venv=$$(tools/python-environment $(CACHE)); \
+	"$$venv/bin/python" tools/bench_merge.py --pmill $(DEMO) --work $(BENCH)/merge --tables $(TABLES) --pairs $(PAIRS)
+
+KILLS ?= 1000
+
+soak: tools-test build
+	venv=$$(tools/python-environment $(CACHE)); PMILL_BIN=$(BIN) "$$venv/bin/python" tools/soak.py --kills $(KILLS)
 
 # ------------------------------------------------------------------------------------------------
 

@@ -82,7 +82,7 @@ fn an_unknown_table() {
     here.ok("count --warehouse wh --name words --input corpus --text TEXT -q");
     let ran = here.run_parts(["sql", "--warehouse", "wh", "SELECT 1 FROM words.pair"]);
     assert_eq!(ran.code, 2);
-    assert_snapshot!(ran.err, @"pmill: no table `words.pair` (did you mean `words.pairs`?); the warehouse has: words.pairs, words.sources, words.vocab");
+    assert_snapshot!(ran.err, @"pmill: no table `words.pair` (did you mean `words.pairs`?); the warehouse has: words.outside, words.pairs, words.sources, words.vocab");
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn a_table_of_scores_before_scoring() {
     here.ok("count --warehouse wh --name words --input corpus --text TEXT -q");
     let ran = here.run_parts(["sql", "--warehouse", "wh", "SELECT 1 FROM words.pmi"]);
     assert_eq!(ran.code, 2);
-    assert_snapshot!(ran.err, @"pmill: no table `words.pmi` (did you mean `words.pairs`?); the warehouse has: words.pairs, words.sources, words.vocab");
+    assert_snapshot!(ran.err, @"pmill: no table `words.pmi` (did you mean `words.pairs`?); the warehouse has: words.outside, words.pairs, words.sources, words.vocab");
 }
 
 #[test]

@@ -8,7 +8,7 @@ import pytest
 
 import pmill
 
-COMMANDS = ["count", "score", "run", "sql", "inspect", "sample-corpus", "completions"]
+COMMANDS = ["count", "score", "merge", "retract", "vocab", "run", "sql", "inspect", "sample-corpus", "completions"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

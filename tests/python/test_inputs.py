@@ -213,12 +213,13 @@ def test_a_file_that_changed_since_is_named(warehouse, tmp_path):
     assert everything(warehouse) == before
 
 
-def test_new_files_are_not_slipped_into_a_counted_job(warehouse, tmp_path):
+def test_new_files_join_a_counted_job(warehouse, tmp_path):
     folder = pmill.write(tmp_path / "in" / "a.parquet", TEXTS).parent
     pmill.count(warehouse, "j", folder, "TEXT")
     pmill.write(folder / "b.parquet", TEXTS)
-    result = pmill.run("count", "--warehouse", warehouse, "--name", "j", "--input", folder, "--text", "TEXT", code=2)
-    assert "b.parquet" in result.err
+    plan = ["count", "--warehouse", warehouse, "--name", "j", "--input", folder, "--text", "TEXT", "--dry-run", "--json"]
+    assert [path.split("/")[-1] for path, _ in pmill.run(*plan).json["inputs"]] == ["b.parquet"]
+    assert pmill.count(warehouse, "j", folder, "TEXT").summary["files"] == 1
 
 
 def test_a_vocabulary_file_that_is_not_there_is_named(warehouse, tmp_path):
@@ -266,10 +267,10 @@ def test_chinese_is_cut_into_words_by_icu(warehouse, tmp_path):
     assert {row["token"]: row["documents"] for row in job.table("vocab").to_pylist()}["北京"] == 2
 
 
-def test_a_corpus_that_is_moved_is_another_corpus(warehouse, tmp_path):
+def test_a_corpus_that_is_moved_is_not_counted_twice(warehouse, tmp_path):
     corpus = pmill.write(tmp_path / "a" / "t.parquet", TEXTS)
     pmill.count(warehouse, "j", corpus, "TEXT")
     moved = tmp_path / "b"
     shutil.copytree(corpus.parent, moved)
     result = pmill.run("count", "--warehouse", warehouse, "--name", "j", "--input", moved, "--text", "TEXT", code=2)
-    assert "are not in it" in result.err
+    assert f"`{moved / 't.parquet'}` is `{corpus}`, which was counted before, under another path" in result.err

@@ -87,7 +87,7 @@ def test_information_schema_lists_tables_and_columns(scored):
         scored.warehouse,
         "SELECT table_name FROM information_schema.tables WHERE table_schema = 'animals' ORDER BY table_name",
     )
-    assert [row["table_name"] for row in tables] == ["pairs", "pmi", "sources", "vocab"]
+    assert [row["table_name"] for row in tables] == ["outside", "pairs", "pmi", "sources", "vocab"]
     columns = pmill.sql(
         scored.warehouse,
         "SELECT column_name FROM information_schema.columns WHERE table_schema = 'animals' AND table_name = 'pmi' "
@@ -152,7 +152,7 @@ def test_statements_that_change_anything_are_refused(statement, scored, tmp_path
     [
         ("SELECT * FROM animals.pmy", "no table `animals.pmy` (did you mean `animals.pmi`?)"),
         ("SELECT * FROM animal.pmi", "(did you mean `animals.pmi`?)"),
-        ("SELECT * FROM zoo.keepers", "the warehouse has: animals.pairs, animals.pmi, animals.sources, animals.vocab"),
+        ("SELECT * FROM zoo.keepers", "the warehouse has: animals.outside, animals.pairs, animals.pmi, animals.sources, animals.vocab"),
         ("SELECT lef FROM animals.pmi", "lef"),
         ("SELEC 1", "SELEC"),
         ("SELECT * FROM 'missing.parquet'", "missing.parquet"),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use pmill_engine::count_settings::{OutOfVocabulary, Side, Weight};
-use pmill_engine::job::{self, CountJob, CountPlan, CountSummary, Status};
+use pmill_engine::job::{self, CountJob, CountPlan, CountSummary, Recount, Status};
 use pmill_engine::memory::ByteSize;
 use pmill_engine::settings::{
     ContextKind, ContextSettings, CountSettings, OnBadFile, VocabularySettings,
@@ -13,7 +13,7 @@ use pmill_engine::settings::{
 use pmill_engine::text::{FeatureSpec, Lemma, StopWords, Tokenizer};
 
 use crate::limits::Global;
-use crate::outcome::{Outcome, Output};
+use crate::outcome::{Failure, Outcome, Output};
 use crate::progress::{Bar, group, stop_flag};
 
 /// Count co-occurrences of a Parquet corpus into a table.
@@ -27,6 +27,10 @@ Examples:
   pmill count --warehouse wh --name web --input 'crawl/*.parquet' --text text \\
       --context window --window 10 --weight harmonic --tokenizer whitespace
 
+  # A new crawl into the same table: only new files are counted
+  pmill count --warehouse wh --name web --input 'crawl/*.parquet' crawl-2/ --text text \\
+      --context window --window 10 --weight harmonic --tokenizer whitespace
+
   # What would happen, without doing it
   pmill count --warehouse wh --name web --input crawl/ --text text --dry-run")]
 pub struct CountArgs {
@@ -37,11 +41,21 @@ pub struct CountArgs {
     #[arg(long, value_name = "JOB")]
     name: String,
     /// Parquet files: paths, globs, folders, file:// URIs
-    #[arg(long, value_name = "URI", required = true, num_args = 1..)]
+    #[arg(long, value_name = "URI", required_unless_present = "recount", num_args = 1..)]
     input: Vec<String>,
-    /// Column that holds the text: a name, or a path through structs (meta.caption)
+    /// A counted file that has changed: take its old counts out, count it anew
+    #[arg(long, value_name = "FILE")]
+    recount: Vec<String>,
+    /// Where the bytes are that were counted; one for each --recount, in the same order
+    #[arg(long, value_name = "FILE", requires = "recount")]
+    old: Vec<String>,
+    /// Column that holds the text: a name, a path through structs (meta.caption), or an SQL
+    /// expression over columns that gives text or a list of text
     #[arg(long, value_name = "COLUMN")]
     text: String,
+    /// Count only rows for which this SQL condition over the file's columns is true
+    #[arg(long = "where", value_name = "CONDITION")]
+    filter: Option<String>,
     #[command(flatten)]
     features: FeatureArgs,
     #[command(flatten)]
@@ -160,7 +174,7 @@ enum OutArg {
 }
 
 impl CountArgs {
-    fn settings(&self) -> Result<CountSettings, crate::outcome::Failure> {
+    fn settings(&self) -> Result<CountSettings, Failure> {
         let context = &self.context;
         let windows = [
             ("--window", context.window.is_some()),
@@ -171,13 +185,14 @@ impl CountArgs {
         if let (Kind::Document, Some((flag, _))) =
             (context.context, windows.iter().find(|(_, given)| *given))
         {
-            return Err(crate::outcome::Failure::user(format!(
+            return Err(Failure::user(format!(
                 "{flag} goes with --context window, and the context is document"
             )));
         }
         let defaults = ContextSettings::default();
         Ok(CountSettings {
             text: self.text.clone(),
+            filter: self.filter.clone(),
             features: FeatureSpec {
                 tokenizer: self.features.tokenizer.clone(),
                 stop_words: self.features.stop_words.clone(),
@@ -225,6 +240,7 @@ impl CountArgs {
 
     /// Runs the command.
     pub fn run(self, global: &Global) -> Outcome {
+        let recounts = self.recounts()?;
         let job = CountJob {
             settings: self.settings()?,
             warehouse: self.warehouse,
@@ -240,15 +256,33 @@ impl CountArgs {
         if self.dry_run {
             dry_run(&job, global)
         } else {
-            count(&job, global)
+            recount(&job, &recounts, global)
         }
+    }
+
+    fn recounts(&self) -> Result<Vec<Recount>, Failure> {
+        if self.old.len() > self.recount.len() {
+            return Err(Failure::user(format!(
+                "{} --old for {} --recount: give one for each, in the same order",
+                self.old.len(),
+                self.recount.len()
+            )));
+        }
+        let olds = self.old.iter().map(|old| Some(old.clone()));
+        let olds = olds.chain(std::iter::repeat(None));
+        let recounts = self.recount.iter().cloned().zip(olds);
+        Ok(recounts.map(|(file, old)| Recount { file, old }).collect())
     }
 }
 
 /// Counts and sums up.
 pub fn count(job: &CountJob, global: &Global) -> Outcome {
+    recount(job, &[], global)
+}
+
+fn recount(job: &CountJob, recounts: &[Recount], global: &Global) -> Outcome {
     let bar = Bar::new(global);
-    let result = job::count(job, &bar, &stop_flag());
+    let result = job::recount(job, recounts, &bar, &stop_flag());
     bar.clear();
     let summary = result?;
     Ok(Output::Summary {
@@ -305,6 +339,27 @@ pub fn describe(summary: &CountSummary) -> String {
         },
         summary.seconds,
     );
+    if summary.total_rows != summary.rows {
+        let _ = writeln!(
+            text,
+            "  {} rows in all{}",
+            group(summary.total_rows),
+            if summary.retracted_rows > 0 {
+                format!("; {} taken out", group(summary.retracted_rows))
+            } else {
+                String::new()
+            },
+        );
+    }
+    if summary.status == Status::Counted && summary.outside_tokens > 0 {
+        let share = summary.outside_tokens as f64 / summary.tokens.max(1) as f64;
+        let _ = writeln!(
+            text,
+            "  {} tokens ({:.1} %) are outside the vocabulary",
+            group(summary.outside_tokens),
+            100.0 * share,
+        );
+    }
     if summary.dropped_features > 0 {
         let _ = writeln!(
             text,

@@ -2,18 +2,24 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod correlate;
 mod count;
+mod evaluate;
 mod functions;
 mod inspect;
 mod limits;
+mod merge;
 mod outcome;
+mod parameters;
 mod pipeline;
 mod progress;
+mod retract;
 mod run;
 mod sample_corpus;
 mod score;
 mod snapshot;
 mod sql;
+mod vocab;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use outcome::Output;
@@ -48,14 +54,24 @@ enum Command {
     Count(count::CountArgs),
     /// Score a counted table: PMI and other association measures
     Score(score::ScoreArgs),
+    /// Sum count tables into a new job or an existing one
+    Merge(merge::MergeArgs),
+    /// Take files, or rows of them, out of a counted table again
+    Retract(retract::RetractArgs),
     /// Run a pipeline file: count, score and what else it names
     Run(run::RunArgs),
+    /// Show how a job's vocabulary stands to all that has been counted
+    Vocab(vocab::VocabArgs),
     /// Ask a warehouse in SQL
     Sql(sql::SqlArgs),
     /// Print the reference of the SQL functions: formula, range, limits, source
     Functions(functions::FunctionsArgs),
     /// Show a warehouse's jobs, or one job's settings, versions, sources and sizes
     Inspect(inspect::InspectArgs),
+    /// Correlate the mean PMI of examples with a model's answers
+    Correlate(correlate::CorrelateArgs),
+    /// Compare predicted classes with true ones
+    Evaluate(evaluate::EvaluateArgs),
     /// Model snapshots: look at them, compare, merge and mix them
     Snapshot(snapshot::SnapshotArgs),
     /// Make a seeded corpus for demos and benchmarks
@@ -73,10 +89,15 @@ fn main() -> std::process::ExitCode {
     let outcome = match cli.command {
         Command::Count(args) => args.run(&cli.global),
         Command::Score(args) => args.run(&cli.global),
+        Command::Merge(args) => args.run(&cli.global),
+        Command::Vocab(args) => args.run(&cli.global),
+        Command::Retract(args) => args.run(&cli.global),
         Command::Run(args) => args.run(&cli.global),
         Command::Sql(args) => args.run(&cli.global),
         Command::Functions(args) => args.run(&cli.global),
         Command::Inspect(args) => args.run(&cli.global),
+        Command::Correlate(args) => args.run(&cli.global),
+        Command::Evaluate(args) => args.run(&cli.global),
         Command::Snapshot(args) => args.run(&cli.global),
         Command::SampleCorpus(args) => args.run(&cli.global),
         Command::Completions { shell } => {

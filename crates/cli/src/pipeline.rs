@@ -10,6 +10,7 @@ use pmill_engine::text::FeatureSpec;
 use serde::Deserialize;
 
 use crate::outcome::Failure;
+use crate::parameters;
 use crate::sql::Format;
 
 /// A pipeline file. Paths in it are relative to the folder where pmill is started.
@@ -30,6 +31,10 @@ pub struct Pipeline {
     pub context: ContextSettings,
     /// How pairs are scored; without this table they are not.
     pub score: Option<ScoreSettings>,
+    /// Values that stand as `{name}` in the SQL below.
+    pub parameters: toml::Table,
+    /// Queries that later ones read as tables, in order. The table `input` is the input's files.
+    pub view: Vec<View>,
     /// Queries whose rows are written to files, in order.
     pub export: Vec<Export>,
     /// Means; flags beat them.
@@ -42,10 +47,23 @@ pub struct Pipeline {
 pub struct Input {
     /// Paths, globs, folders, URIs.
     pub paths: Vec<String>,
-    /// Text column.
+    /// Text column, or an SQL expression over columns.
     pub text: String,
+    /// Only rows for which this SQL condition is true.
+    #[serde(rename = "where")]
+    pub filter: Option<String>,
     /// What happens at a bad file.
     pub on_bad_file: OnBadFile,
+}
+
+/// A query that later ones read as a table.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct View {
+    /// The table's name.
+    pub name: String,
+    /// The query.
+    pub sql: String,
 }
 
 /// A query whose rows are written to a file.
@@ -96,10 +114,20 @@ impl Pipeline {
             .map_err(|error| suggest(&error.to_string()))
     }
 
+    /// Lays the parameters into the SQL.
+    pub fn fill(&mut self) -> Result<(), Failure> {
+        let views = self.view.iter_mut().map(|view| &mut view.sql);
+        for sql in views.chain(self.export.iter_mut().map(|export| &mut export.sql)) {
+            *sql = parameters::fill(sql, &self.parameters).map_err(Failure::user)?;
+        }
+        Ok(())
+    }
+
     /// The settings of its count job.
     pub fn count_settings(&self) -> CountSettings {
         CountSettings {
             text: self.input.text.clone(),
+            filter: self.input.filter.clone(),
             features: self.features.clone(),
             vocabulary: self.vocabulary.clone(),
             context: self.context.clone(),

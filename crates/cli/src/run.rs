@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use pmill_engine::job::CountJob;
+use pmill_engine::sql::SqlSession;
 
 use crate::limits::Global;
 use crate::outcome::{Failure, Outcome, Output};
@@ -43,7 +44,11 @@ impl RunArgs {
             ("name", pipeline.name.is_empty()),
             ("warehouse", pipeline.warehouse.is_empty()),
             ("input.paths", pipeline.input.paths.is_empty()),
-            ("input.text", pipeline.input.text.is_empty()),
+            // Without a text column nothing is counted: the queries are all there is to do.
+            (
+                "input.text",
+                pipeline.input.text.is_empty() && pipeline.export.is_empty(),
+            ),
         ] {
             if empty {
                 return Err(Failure::user(format!(
@@ -52,6 +57,7 @@ impl RunArgs {
                 )));
             }
         }
+        pipeline.fill()?;
         let mut global = global.clone();
         global.memory_limit = global.memory_limit.or(pipeline.limits.memory_limit);
         global.threads = global.threads.or(pipeline.limits.threads);
@@ -74,28 +80,23 @@ impl RunArgs {
                 text.push_str(&more);
             }
         };
-        add("count", count::count(&job, &global)?);
+        if !pipeline.input.text.is_empty() {
+            add("count", count::count(&job, &global)?);
+        }
         if let Some(settings) = &pipeline.score {
             add(
                 "score",
                 score::run(&pipeline.warehouse, &pipeline.name, settings, &global)?,
             );
         }
-        for export in &pipeline.export {
-            sql::query(
-                &pipeline.warehouse,
-                &export.sql,
-                export.format,
-                Some(export.output.clone()),
-                &global,
-            )?;
-            add(
-                "export",
-                Output::Summary {
-                    json: serde_json::json!({ "output": export.output }),
-                    text: format!("wrote {}\n", export.output.display()),
-                },
-            );
+        if !pipeline.export.is_empty() {
+            let outputs = export(&pipeline, &global)?;
+            let text = outputs
+                .iter()
+                .map(|output| format!("wrote {output}\n"))
+                .collect();
+            let json = serde_json::json!({ "outputs": outputs });
+            add("export", Output::Summary { json, text });
         }
         Ok(Output::Summary {
             json: steps.into(),
@@ -104,11 +105,49 @@ impl RunArgs {
     }
 }
 
+/// Writes what the queries give, in order.
+fn export(pipeline: &Pipeline, global: &Global) -> Result<Vec<String>, Failure> {
+    let session = SqlSession::open(&pipeline.warehouse, global.threads(), global.memory_limit())?;
+    session.add_input(&pipeline.input.paths)?;
+    session.add_features(&pipeline.features)?;
+    for view in &pipeline.view {
+        session.add_view(&view.name, &view.sql)?;
+    }
+    let mut outputs = Vec::new();
+    for export in &pipeline.export {
+        if let Some(folder) = export
+            .output
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+        {
+            std::fs::create_dir_all(folder).map_err(|error| {
+                Failure::user(format!("cannot create `{}`: {error}", folder.display()))
+            })?;
+        }
+        sql::write(
+            &session,
+            &export.sql,
+            export.format,
+            Some(export.output.clone()),
+        )?;
+        outputs.push(export.output.display().to_string());
+    }
+    Ok(outputs)
+}
+
 fn dry_run(pipeline: &Pipeline, job: &CountJob, global: &Global) -> Outcome {
-    let output = count::dry_run(job, global)?;
-    let Output::Summary { mut json, mut text } = output else {
-        return Ok(output);
-    };
+    let (mut json, mut text) = (serde_json::json!({}), String::new());
+    if !pipeline.input.text.is_empty() {
+        let output = count::dry_run(job, global)?;
+        let Output::Summary {
+            json: plan,
+            text: told,
+        } = output
+        else {
+            return Ok(output);
+        };
+        (json, text) = (plan, told);
+    }
     if let Some(score) = &pipeline.score {
         text.push_str(&format!("  then: score by {}\n", score.measures.join(", ")));
         json["score"] = count::json(score);

@@ -81,6 +81,11 @@ pub fn query(
     global: &Global,
 ) -> Outcome {
     let session = SqlSession::open(warehouse, global.threads(), global.memory_limit())?;
+    write(&session, sql, format, output)
+}
+
+/// Runs a query of a session and writes its rows.
+pub fn write(session: &SqlSession, sql: &str, format: Format, output: Option<PathBuf>) -> Outcome {
     let mut stream = session.query(sql)?;
     let schema = stream.schema();
     if output.is_none() && format == Format::Parquet && std::io::stdout().is_terminal() {

@@ -164,6 +164,14 @@ pub enum CountError {
         /// The sink's own error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A source of rows that is not a run could not be read.
+    #[error("cannot read rows from {left} on")]
+    Source {
+        /// Left id at or after which it failed.
+        left: u32,
+        /// The source's own error.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A counting thread panicked.
     #[error("a counting thread panicked")]
     Panicked,
@@ -181,7 +189,10 @@ impl CountError {
             | Self::NegativeCount { .. }
             | Self::RunCorrupt { .. }
             | Self::RunVersion { .. } => ErrorKind::User,
-            Self::RunRead { .. } | Self::RunWrite { .. } | Self::Sink { .. } => ErrorKind::NotNow,
+            Self::RunRead { .. }
+            | Self::RunWrite { .. }
+            | Self::Sink { .. }
+            | Self::Source { .. } => ErrorKind::NotNow,
             Self::IdOutOfRange { .. }
             | Self::BlockFull { .. }
             | Self::RowEnds { .. }

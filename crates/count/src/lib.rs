@@ -83,7 +83,10 @@ pub use accumulator::Accumulator;
 pub use block::{NARROW_VOCABULARY, TokenBlock};
 pub use error::{CountError, ErrorKind, Result};
 pub use prepared::PreparedBlock;
-pub use run::{Compression, RunReader, RunSource, RunSummary, RunWriter, SeekSource, merge_runs};
+pub use run::{
+    Compression, Piece, RowSource, RunReader, RunSource, RunSummary, RunWriter, SeekSource,
+    merge_runs,
+};
 pub use settings::{
     Context, CountSettings, LARGEST_HARMONIC_WINDOW, LARGEST_VOCABULARY, LARGEST_WINDOW,
     OUT_OF_VOCABULARY, OutOfVocabulary, Side, Weight, Window, weight_unit,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pmill_engine::column::RowReceiver;
+use pmill_engine::expression::RowSpec;
 use pmill_engine::memory::ByteSize;
 use pmill_engine::scan::{CorpusFile, Scanner};
 use pmill_engine::session::Session;
@@ -75,11 +76,8 @@ fn scan<R: RowReceiver<Error = EngineError>>(
     for file in files {
         for row_group in 0..file.row_groups.len() {
             let mut reader = scanner.read(file, row_group)?;
-            let column = reader.column.clone();
             while let Some(batch) = session.handle().block_on(reader.next())? {
-                column
-                    .rows(batch.column(0), receiver)
-                    .map_err(|_| EngineError::Bug("a row cannot be read".into()))?;
+                reader.rows(&batch, receiver)?;
             }
         }
     }
@@ -93,7 +91,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let limit = ByteSize(4 << 30);
     let session = Session::new(1, limit, None)?;
-    let scanner = Scanner::new(session.context().clone(), column, limit);
+    let rows = RowSpec {
+        text: column.clone(),
+        filter: None,
+    };
+    let scanner = Scanner::new(session.context().clone(), rows, limit);
     let files = input::expand(std::slice::from_ref(folder))?
         .iter()
         .map(|file| session.wait(scanner.open(file)))

@@ -111,9 +111,10 @@ impl JobSchema {
 impl SchemaProvider for JobSchema {
     fn table_names(&self) -> Vec<String> {
         let scored = self.table_exist("pmi");
-        ["pairs", "pmi", "sources", "vocab"]
+        let outside = self.table_exist("outside");
+        ["outside", "pairs", "pmi", "sources", "vocab"]
             .into_iter()
-            .filter(|name| *name != "pmi" || scored)
+            .filter(|name| (*name != "pmi" || scored) && (*name != "outside" || outside))
             .map(str::to_owned)
             .collect()
     }
@@ -128,6 +129,10 @@ impl SchemaProvider for JobSchema {
                 Some(pmi) => pmi,
                 None => return Ok(None),
             },
+            "outside" => match &job.outside {
+                Some(outside) => outside,
+                None => return Ok(None),
+            },
             _ => return Ok(None),
         };
         let provider = state
@@ -140,10 +145,11 @@ impl SchemaProvider for JobSchema {
     fn table_exist(&self, name: &str) -> bool {
         match name {
             "vocab" | "pairs" | "sources" => true,
-            "pmi" => match self.job.get() {
-                Some(job) => job.pmi.is_some(),
+            "pmi" | "outside" => match self.job.get() {
+                Some(job) if name == "pmi" => job.pmi.is_some(),
+                Some(job) => job.outside.is_some(),
                 None => {
-                    let (_, local) = self.warehouse.table_folder(&self.name, "pmi");
+                    let (_, local) = self.warehouse.table_folder(&self.name, name);
                     local.is_none_or(|path| path.join("_delta_log").exists())
                 }
             },

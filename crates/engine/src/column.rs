@@ -15,7 +15,7 @@ use crate::error::{FileFault, nearest_name};
 /// Where the text is in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextColumn {
-    /// Index of the top-level column.
+    /// Index of the top-level column: in the file, or in what is read of it.
     pub root: usize,
     /// Fields to step into, from the top-level column down.
     steps: Vec<usize>,
@@ -85,6 +85,24 @@ impl TextColumn {
             });
         }
         Ok(Self { root, steps })
+    }
+
+    /// The same column, where the top-level column has another index.
+    #[must_use]
+    pub fn with_root(&self, root: usize) -> Self {
+        Self {
+            root,
+            steps: self.steps.clone(),
+        }
+    }
+
+    /// A column that is nothing but text.
+    #[must_use]
+    pub fn whole() -> Self {
+        Self {
+            root: 0,
+            steps: Vec::new(),
+        }
     }
 
     /// Gives the rows of the column to `receiver`, in order. `top` is the top-level column.
@@ -165,7 +183,7 @@ fn missing<'a>(path: &str, name: &str, known: impl Iterator<Item = &'a str>) -> 
     }
 }
 
-fn is_text(data_type: &DataType) -> bool {
+pub(crate) fn is_text(data_type: &DataType) -> bool {
     match data_type {
         DataType::Utf8
         | DataType::LargeUtf8
@@ -180,7 +198,7 @@ fn is_text(data_type: &DataType) -> bool {
     }
 }
 
-fn is_text_list(data_type: &DataType) -> bool {
+pub(crate) fn is_text_list(data_type: &DataType) -> bool {
     matches!(data_type, DataType::List(item) | DataType::LargeList(item) if is_text(item.data_type()))
 }
 
@@ -299,7 +317,7 @@ fn lists<O: OffsetSizeTrait, R: RowReceiver>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Arc;
 
     use arrow::array::{
@@ -311,7 +329,7 @@ mod tests {
     use super::*;
 
     #[derive(Default)]
-    struct Kept(Vec<Option<String>>);
+    pub(crate) struct Kept(pub(crate) Vec<Option<String>>);
 
     impl RowReceiver for Kept {
         type Error = ();

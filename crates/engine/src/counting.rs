@@ -12,12 +12,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pmill_count::{
     Accumulator, Compression, CountError, CountSettings as KernelSettings, OUT_OF_VOCABULARY,
-    PreparedBlock, RunReader, RunWriter, SeekSource, TokenBlock, merge_runs, subsample_row,
+    Piece, PreparedBlock, RowSource, RunReader, RunWriter, SeekSource, TokenBlock, merge_runs,
+    subsample_row,
 };
 use pmill_store::DataFile;
 use serde::{Deserialize, Serialize};
 
 use crate::error::EngineError;
+use crate::pairs_table::{PairsRows, PairsTable};
 use crate::progress::{Progress, StopFlag};
 use crate::tables::{PairsFile, TableFolder, unwrap_sink};
 use crate::tokens::TokenStore;
@@ -65,6 +67,86 @@ pub struct RangeFile {
     pub pairs: u64,
     /// Sum of their counts in weight units, as text (JSON numbers end at 2⁵³).
     pub units: String,
+}
+
+/// What a merge sums: runs on disk, and tables committed before.
+#[derive(Default)]
+pub struct Parts<'a> {
+    /// Runs, and whether each is taken away.
+    pub runs: Vec<(PathBuf, bool)>,
+    /// Tables.
+    pub tables: Vec<&'a PairsTable>,
+}
+
+/// One of them, open.
+enum Rows<'a> {
+    Run(Box<RunReader<SeekSource<BufReader<File>>>>),
+    Table(Box<PairsRows<'a>>),
+}
+
+impl Rows<'_> {
+    fn source(&self) -> &dyn RowSource {
+        match self {
+            Self::Run(run) => run.as_ref(),
+            Self::Table(table) => table.as_ref(),
+        }
+    }
+
+    fn source_mut(&mut self) -> &mut dyn RowSource {
+        match self {
+            Self::Run(run) => run.as_mut(),
+            Self::Table(table) => table.as_mut(),
+        }
+    }
+}
+
+impl RowSource for Rows<'_> {
+    fn vocabulary_size(&self) -> u32 {
+        self.source().vocabulary_size()
+    }
+
+    fn is_subtracted(&self) -> bool {
+        self.source().is_subtracted()
+    }
+
+    fn seek(&mut self, range: Range<u32>) -> pmill_count::Result<()> {
+        self.source_mut().seek(range)
+    }
+
+    fn left(&self) -> Option<u32> {
+        self.source().left()
+    }
+
+    fn piece(&self) -> Option<Piece<'_>> {
+        self.source().piece()
+    }
+
+    fn advance(&mut self) -> pmill_count::Result<()> {
+        self.source_mut().advance()
+    }
+}
+
+impl<'a> Parts<'a> {
+    fn open(&self) -> pmill_count::Result<Vec<Rows<'a>>> {
+        let mut rows = Vec::with_capacity(self.runs.len() + self.tables.len());
+        for (path, subtracted) in &self.runs {
+            let name = path.display().to_string();
+            let opened = File::open(path).map_err(|source| CountError::RunRead {
+                run: name.clone(),
+                source,
+            })?;
+            let source = SeekSource(BufReader::with_capacity(1 << 16, opened));
+            let mut run = RunReader::open(name, source)?;
+            if *subtracted {
+                run = run.subtracting();
+            }
+            rows.push(Rows::Run(Box::new(run)));
+        }
+        for table in &self.tables {
+            rows.push(Rows::Table(Box::new(table.rows())));
+        }
+        Ok(rows)
+    }
 }
 
 impl Counting<'_> {
@@ -181,31 +263,19 @@ impl Counting<'_> {
         Ok(runs)
     }
 
-    /// Merges runs into the table files. `done` gives a range that an earlier try finished;
-    /// `finished` is told of each new one.
+    /// Merges runs and tables into the table files. `done` gives a range that an earlier try
+    /// finished; `finished` is told of each new one.
     ///
     /// # Errors
-    /// A damaged run, a full disk, a sum beyond 64 bits, a stop.
+    /// A damaged run or table, a full disk, a sum beyond 64 bits or below zero, a stop.
     pub fn merge(
         &self,
-        runs: &[PathBuf],
+        parts: &Parts<'_>,
         done: impl Fn(usize) -> Option<RangeFile> + Sync,
         finished: impl Fn(usize, &RangeFile) -> Result<(), EngineError> + Sync,
     ) -> Result<Vec<RangeFile>, EngineError> {
         self.each_range(
-            |range, accumulator, file| {
-                let mut readers = Vec::with_capacity(runs.len());
-                for path in runs {
-                    let name = path.display().to_string();
-                    let opened = File::open(path).map_err(|source| CountError::RunRead {
-                        run: name.clone(),
-                        source,
-                    })?;
-                    let source = SeekSource(BufReader::with_capacity(1 << 16, opened));
-                    readers.push(RunReader::open(name, source)?);
-                }
-                merge_runs(&mut readers, range, accumulator, file)
-            },
+            |range, accumulator, file| merge_runs(&mut parts.open()?, range, accumulator, file),
             done,
             finished,
         )

@@ -95,6 +95,16 @@ pub enum FileFault {
         /// Its type.
         found: String,
     },
+    /// An expression over the file's columns does not hold.
+    #[error("`{what}` ({sql}): {reason}")]
+    Expression {
+        /// `text` or `where`.
+        what: &'static str,
+        /// The expression.
+        sql: String,
+        /// Why.
+        reason: String,
+    },
     /// A row group does not decode.
     #[error("row group {row_group}: {reason}")]
     RowGroup {

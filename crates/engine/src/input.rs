@@ -74,6 +74,36 @@ pub fn expand(inputs: &[String]) -> Result<Vec<InputFile>, EngineError> {
     Ok(files.into_values().collect())
 }
 
+/// The URI of one file, which need not be there (any more).
+///
+/// # Errors
+/// When it is not a path or `file://` URI.
+pub fn uri(file: &str) -> Result<String, EngineError> {
+    let wrong = || refuse(file, "expected a path, or file:///absolute/path");
+    let path = if file.contains("://") {
+        let url = Url::parse(file).map_err(|_| wrong())?;
+        url.to_file_path().map_err(|()| wrong())?
+    } else {
+        std::path::absolute(file).map_err(|error| refuse(file, error.to_string()))?
+    };
+    Ok(Url::from_file_path(path).map_err(|()| wrong())?.to_string())
+}
+
+/// Just one file.
+///
+/// # Errors
+/// When it does not exist, or `input` names a folder or several files.
+pub fn one(input: &str) -> Result<InputFile, EngineError> {
+    let files = expand(&[input.to_owned()])?;
+    match <[InputFile; 1]>::try_from(files) {
+        Ok([file]) => Ok(file),
+        Err(files) => Err(refuse(
+            input,
+            format!("it names {} files, expected one", files.len()),
+        )),
+    }
+}
+
 fn refuse(input: &str, reason: impl Into<String>) -> EngineError {
     EngineError::Input {
         input: input.to_owned(),

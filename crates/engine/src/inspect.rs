@@ -11,7 +11,7 @@ use crate::memory::{ByteSize, default_limit};
 use crate::score::RecordedScore;
 use crate::session::Session;
 use crate::settings::RecordedSettings;
-use crate::sources;
+use crate::sources::{self, SourceStatus};
 
 /// One table of a job.
 #[derive(Debug, Clone, Serialize)]
@@ -45,6 +45,8 @@ pub struct JobReport {
     pub score_is_stale: bool,
     /// Files counted.
     pub sources_counted: u64,
+    /// Files and rows taken out again.
+    pub sources_retracted: Vec<String>,
     /// Files skipped, with the reason.
     pub sources_skipped: Vec<String>,
 }
@@ -77,12 +79,16 @@ pub fn inspect(warehouse: &str, name: Option<&str>) -> Result<Report, EngineErro
     };
     let job = session.wait(Job::open_existing(&warehouse, &JobName::new(name)?))?;
     let sources = session.wait(sources::read(session.context(), &job))?;
+    let of = |status| sources.iter().filter(move |row| row.status == status);
     let score = job.pmi_settings()?;
     let mut tables = vec![
         table("vocab", &job.vocab)?,
         table("pairs", &job.pairs)?,
         table("sources", &job.sources)?,
     ];
+    if let Some(outside) = &job.outside {
+        tables.push(table("outside", outside)?);
+    }
     if let Some(pmi) = &job.pmi {
         tables.push(table("pmi", pmi)?);
     }
@@ -95,8 +101,19 @@ pub fn inspect(warehouse: &str, name: Option<&str>) -> Result<Report, EngineErro
             .as_ref()
             .is_some_and(|(_, version)| *version != job.pairs.version()),
         score: score.map(|(settings, _)| parse(&settings)).transpose()?,
-        sources_counted: sources.iter().filter(|row| row.message.is_none()).count() as u64,
-        sources_skipped: sources.into_iter().filter_map(|row| row.message).collect(),
+        sources_counted: of(SourceStatus::Counted).count() as u64,
+        sources_retracted: of(SourceStatus::Retracted)
+            .map(|row| {
+                let what = row.message.as_deref().unwrap_or("all");
+                // A list of rows may be long.
+                let shown: String = what.chars().take(60).collect();
+                let more = if shown.len() < what.len() { "…" } else { "" };
+                format!("{}: {shown}{more}", row.display())
+            })
+            .collect(),
+        sources_skipped: of(SourceStatus::Skipped)
+            .filter_map(|row| row.message.clone())
+            .collect(),
     })))
 }
 
@@ -147,10 +164,17 @@ impl fmt::Display for JobReport {
         }
         writeln!(
             out,
-            "  sources: {} counted, {} skipped",
+            "  sources: {} counted, {} skipped{}",
             self.sources_counted,
-            self.sources_skipped.len()
+            self.sources_skipped.len(),
+            match self.sources_retracted.len() {
+                0 => String::new(),
+                taken => format!(", {taken} retracted"),
+            }
         )?;
+        for taken in &self.sources_retracted {
+            writeln!(out, "    retracted: {taken}")?;
+        }
         for reason in &self.sources_skipped {
             writeln!(out, "    {reason}")?;
         }

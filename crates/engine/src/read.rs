@@ -12,10 +12,11 @@ use datafusion::execution::memory_pool::MemoryConsumer;
 use pmill_text::{DictionaryBuilder, FeatureExtractor, IdEncoder, OUT_OF_VOCABULARY, Vocabulary};
 
 use crate::budget::Budget;
-use crate::column::{RowFault, RowReceiver};
+use crate::column::RowReceiver;
 use crate::dictionaries::StoredDictionary;
 use crate::error::EngineError;
 use crate::progress::{Progress, StopFlag};
+use crate::row_set::RowSet;
 use crate::scan::{CorpusFile, RowGroupReader, Scanner};
 use crate::session::Session;
 use crate::tokens::{CHUNK_TOKENS, Chunk, TokenStore};
@@ -34,6 +35,8 @@ pub struct ReadJob<'a> {
     pub extractor: &'a Arc<FeatureExtractor>,
     /// Look terms up in this vocabulary; `None` collects them.
     pub vocabulary: Option<&'a Arc<Vocabulary>>,
+    /// By file of the plan: the rows that are read; `None` for all.
+    pub rows: &'a [Option<RowSet>],
     /// Shares of memory.
     pub budget: Budget,
     /// Where dictionaries are written that do not fit.
@@ -246,17 +249,27 @@ impl<'a> Worker<'a> {
         let rows = self.job.files[slice.file].row_groups[slice.row_group]
             .rows
             .max(1);
+        let chosen = self.job.rows.get(slice.file).and_then(Option::as_ref);
+        let first: u64 = self.job.files[slice.file].row_groups[..slice.row_group]
+            .iter()
+            .map(|group| group.rows)
+            .sum();
         let mut told = 0;
         while let Some(batch) = runtime.block_on(reader.next())? {
             if self.job.stop.is_set() {
                 return Err(EngineError::Interrupted);
             }
-            self.batch(slice.file, &mut reader, &batch)?;
+            let batch_rows = batch.num_rows();
+            let before = first + reader.rows_seen() - batch_rows as u64;
+            let batch = match chosen.and_then(|chosen| chosen.mask(before, batch_rows)) {
+                None => batch,
+                Some(mask) => arrow::compute::filter_record_batch(&batch, &mask)
+                    .map_err(|error| EngineError::Bug(error.to_string()))?,
+            };
+            self.batch(slice.file, &reader, &batch)?;
             // Bytes done, as the share of rows done.
             let done = slice.bytes / rows * reader.rows_seen();
-            self.job
-                .progress
-                .advance(done - told, batch.num_rows() as u64);
+            self.job.progress.advance(done - told, batch_rows as u64);
             told = done;
         }
         Ok(())
@@ -265,19 +278,11 @@ impl<'a> Worker<'a> {
     fn batch(
         &mut self,
         file: usize,
-        reader: &mut RowGroupReader,
+        reader: &RowGroupReader,
         batch: &arrow::record_batch::RecordBatch,
     ) -> Result<(), EngineError> {
-        let column = reader.column.clone();
-        let Some(top) = batch.columns().first() else {
-            return Err(EngineError::Bug("a batch has no column".into()));
-        };
         self.file = file;
-        column.rows(top, self).map_err(|fault| match fault {
-            RowFault::NotUtf8(row) => reader.not_utf8(row, batch.num_rows()),
-            RowFault::Type(found) => reader.fault(format!("it decodes to type {found}")),
-            RowFault::Receiver(error) => error,
-        })
+        reader.rows(batch, self)
     }
 
     /// Takes note of the rows that were just appended, which end at `self.ends`.

@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Once};
 
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
@@ -27,8 +27,9 @@ use futures::{FutureExt, StreamExt};
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, path::Path as ObjectPath};
 use parquet::arrow::parquet_to_arrow_schema;
 
-use crate::column::TextColumn;
+use crate::column::{RowFault, RowReceiver};
 use crate::error::{EngineError, FileFault};
+use crate::expression::{RowPlan, RowSpec, projected};
 use crate::footer;
 use crate::input::InputFile;
 use crate::memory::ByteSize;
@@ -56,20 +57,23 @@ pub struct CorpusFile {
     /// Its row groups.
     pub row_groups: Vec<RowGroup>,
     schema: SchemaRef,
-    column: TextColumn,
+    rows: RowPlan,
 }
 
 #[cfg(test)]
 impl CorpusFile {
     /// A file with these row groups, for tests of what is planned from them.
     pub(crate) fn of_row_groups(input: InputFile, row_groups: Vec<RowGroup>) -> Self {
+        use crate::column::TextColumn;
+        use arrow::datatypes::Schema;
+
         let schema = Schema::new(vec![Field::new("t", DataType::Utf8, true)]);
         let column = TextColumn::find(&schema, "t").expect("the column is there");
         Self {
             input,
             row_groups,
             schema: Arc::new(schema),
-            column,
+            rows: RowPlan::plain(column),
         }
     }
 }
@@ -78,18 +82,18 @@ impl CorpusFile {
 #[derive(Clone)]
 pub struct Scanner {
     context: SessionContext,
-    column: String,
+    spec: RowSpec,
     limit: ByteSize,
 }
 
 impl Scanner {
-    /// A scanner of one column.
+    /// A scanner of the rows of `spec`.
     #[must_use]
-    pub fn new(context: SessionContext, column: &str, limit: ByteSize) -> Self {
+    pub fn new(context: SessionContext, spec: RowSpec, limit: ByteSize) -> Self {
         quiet_caught_panics();
         Self {
             context,
-            column: column.to_owned(),
+            spec,
             limit,
         }
     }
@@ -138,8 +142,7 @@ impl Scanner {
         })
         .and_then(|schema| schema)
         .map_err(|reason| fault(FileFault::Footer(reason)))?;
-        let column = TextColumn::find(&found, &self.column).map_err(fault)?;
-        let root = viewed(found.field(column.root));
+        let rows = RowPlan::resolve(&self.context, &self.spec, &found, viewed).map_err(fault)?;
         let mut row_groups = Vec::with_capacity(metadata.num_row_groups());
         for (index, group) in metadata.row_groups().iter().enumerate() {
             let mut sizes = RowGroup {
@@ -154,7 +157,7 @@ impl Scanner {
             };
             let descriptor = metadata.file_metadata().schema_descr();
             for leaf in 0..group.num_columns() {
-                if descriptor.get_column_root_idx(leaf) == column.root {
+                if rows.columns.contains(&descriptor.get_column_root_idx(leaf)) {
                     let chunk = group.column(leaf);
                     sizes.compressed += u64::try_from(chunk.compressed_size()).unwrap_or(0);
                     sizes.uncompressed += u64::try_from(chunk.uncompressed_size()).unwrap_or(0);
@@ -165,7 +168,7 @@ impl Scanner {
             if swollen || sizes.compressed > self.limit.0 / 2 {
                 return Err(fault(FileFault::TooLarge {
                     row_group: index,
-                    column: self.column.clone(),
+                    column: self.spec.text.clone(),
                     bytes: ByteSize(sizes.uncompressed.max(sizes.compressed)).to_string(),
                     limit: self.limit.to_string(),
                 }));
@@ -175,8 +178,8 @@ impl Scanner {
         Ok(CorpusFile {
             input: input.clone(),
             row_groups,
-            schema: Arc::new(Schema::new(vec![root])),
-            column,
+            schema: projected(&found, &rows.columns, viewed),
+            rows,
         })
     }
 
@@ -253,7 +256,7 @@ impl Scanner {
         Ok(RowGroupReader {
             stream,
             file: file.input.display(),
-            column: file.column.clone(),
+            rows: file.rows.clone(),
             row_group,
             expected: file.row_groups[row_group].rows,
             seen: 0,
@@ -265,15 +268,14 @@ impl Scanner {
 pub struct RowGroupReader {
     stream: SendableRecordBatchStream,
     file: String,
-    /// How to read rows out of the batches.
-    pub column: TextColumn,
+    rows: RowPlan,
     row_group: usize,
     expected: u64,
     seen: u64,
 }
 
 impl RowGroupReader {
-    /// The next batch, one column wide; `None` after the last.
+    /// The next batch: the columns of the plan; `None` after the last.
     ///
     /// # Errors
     /// When the row group does not decode, or holds other than its number of rows.
@@ -291,6 +293,34 @@ impl RowGroupReader {
             Ok(None) => Ok(None),
             Err(reason) => Err(self.fault(reason)),
         }
+    }
+
+    /// Gives the rows of a batch that are kept to `receiver`.
+    ///
+    /// # Errors
+    /// A value that is not UTF-8 or on which an expression fails, or the receiver's own.
+    pub fn rows<R: RowReceiver<Error = EngineError>>(
+        &self,
+        batch: &RecordBatch,
+        receiver: &mut R,
+    ) -> Result<(), EngineError> {
+        let values = catch(|| self.rows.apply(batch).map_err(|error| reason(&error)))
+            .and_then(|values| values)
+            .map_err(|reason| self.fault(reason))?;
+        self.rows
+            .column
+            .rows(&values, receiver)
+            .map_err(|fault| match fault {
+                RowFault::NotUtf8(row) if !self.rows.filters() => {
+                    self.not_utf8(row, batch.num_rows())
+                }
+                RowFault::NotUtf8(row) => self.fault(format!(
+                    "row {row} of the kept rows of the batch that ends at row {} is not UTF-8",
+                    self.seen
+                )),
+                RowFault::Type(found) => self.fault(format!("it decodes to type {found}")),
+                RowFault::Receiver(error) => error,
+            })
     }
 
     /// Rows that the batches so far held.

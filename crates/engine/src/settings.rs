@@ -12,6 +12,7 @@ use pmill_text::{FeatureExtractor, FeatureSpec, ResolvedSpec, VocabularyRule};
 use serde::{Deserialize, Serialize};
 
 use crate::error::EngineError;
+use crate::expression::RowSpec;
 
 /// Where features meet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -142,14 +143,28 @@ pub enum OnBadFile {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CountSettings {
-    /// The text column: a name, or a path through structs.
+    /// The text column: a name, a path through structs, or an SQL expression over columns.
     pub text: String,
+    /// Only rows for which this SQL condition over the file's columns is true.
+    #[serde(rename = "where", skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
     /// Text to features.
     pub features: FeatureSpec,
     /// Which terms.
     pub vocabulary: VocabularySettings,
     /// Where features meet.
     pub context: ContextSettings,
+}
+
+impl CountSettings {
+    /// What is read of each row.
+    #[must_use]
+    pub fn rows(&self) -> RowSpec {
+        RowSpec {
+            text: self.text.clone(),
+            filter: self.filter.clone(),
+        }
+    }
 }
 
 /// The settings that a table was made with, kept in its metadata.
@@ -230,6 +245,11 @@ impl RecordedSettings {
             );
         }
         let unset = |value: Option<String>| value.unwrap_or_else(|| "not set".to_owned());
+        compare(
+            "where",
+            unset(self.given.filter.clone()),
+            unset(other.given.filter.clone()),
+        );
         let (a, b) = (&self.given.vocabulary, &other.given.vocabulary);
         compare(
             "vocabulary.size",

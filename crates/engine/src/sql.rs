@@ -1,13 +1,37 @@
 //! SQL over a warehouse: reads only.
 
+use std::sync::Arc;
+
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
-use pmill_store::Warehouse;
+use datafusion::prelude::ParquetReadOptions;
+use pmill_store::{Job, JobName, Warehouse};
+use pmill_text::{FeatureExtractor, FeatureSpec};
 
 use crate::catalog;
 use crate::error::{EngineError, nearest_name};
+use crate::features_function;
+use crate::input;
+use crate::job::parse;
 use crate::memory::ByteSize;
 use crate::session::{Session, query};
+use crate::settings::RecordedSettings;
+
+/// Text as an SQL literal.
+pub(crate) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// A column's name in SQL, whatever is in it.
+pub(crate) fn name(column: &str) -> String {
+    format!("\"{}\"", column.replace('"', "\"\""))
+}
+
+fn read_only() -> SQLOptions {
+    SQLOptions::new()
+        .with_allow_ddl(false)
+        .with_allow_dml(false)
+}
 
 /// A session whose tables are a warehouse's jobs.
 pub struct SqlSession {
@@ -26,19 +50,87 @@ impl SqlSession {
         Ok(Self { session })
     }
 
+    /// A session that reads files only.
+    ///
+    /// # Errors
+    /// When the runtime cannot start.
+    pub fn without_warehouse(threads: usize, limit: ByteSize) -> Result<Self, EngineError> {
+        let session = Session::new(threads, limit, None)?.with_file_tables();
+        Ok(Self { session })
+    }
+
+    /// Adds the SQL function `features(text)` with the settings that a job was counted with.
+    ///
+    /// # Errors
+    /// When there is no such job, or a file that its settings name is not there any more.
+    pub fn add_features_of(&self, warehouse: &str, job: &str) -> Result<(), EngineError> {
+        let warehouse = Warehouse::open(warehouse)?;
+        let name = JobName::new(job)?;
+        let job = self.session.wait(Job::open_existing(&warehouse, &name))?;
+        let recorded: RecordedSettings = parse(&job.settings()?)?;
+        self.add_features(&recorded.given.features)
+    }
+
+    /// Makes files the table `input`; their columns are merged by name.
+    ///
+    /// # Errors
+    /// When a path leads to no file, or a file is not Parquet.
+    pub fn add_input(&self, paths: &[String]) -> Result<(), EngineError> {
+        let files: Vec<String> = input::expand(paths)?
+            .into_iter()
+            .map(|file| file.uri)
+            .collect();
+        self.session.wait(async {
+            let context = self.session.context();
+            let options = ParquetReadOptions::default().file_extension("");
+            let frame = context.read_parquet(files, options).await.map_err(query)?;
+            context
+                .register_table("input", frame.into_view())
+                .map_err(query)?;
+            Ok(())
+        })
+    }
+
+    /// Adds the SQL function `features(text)` of a feature spec.
+    ///
+    /// # Errors
+    /// When a file that the spec names cannot be read.
+    pub fn add_features(&self, spec: &FeatureSpec) -> Result<(), EngineError> {
+        let extractor = Arc::new(FeatureExtractor::new(spec)?);
+        self.session
+            .context()
+            .register_udf(features_function::features(extractor));
+        Ok(())
+    }
+
+    /// Makes a query a table of the session.
+    ///
+    /// # Errors
+    /// When the query does not parse or plan.
+    pub fn add_view(&self, name: &str, sql: &str) -> Result<(), EngineError> {
+        self.session.wait(async {
+            let context = self.session.context();
+            let frame = context
+                .sql_with_options(sql, read_only())
+                .await
+                .map_err(|error| self.explain(error))?;
+            context
+                .register_table(name, frame.into_view())
+                .map_err(query)?;
+            Ok(())
+        })
+    }
+
     /// Starts a query. Statements that change anything are refused.
     ///
     /// # Errors
     /// When the statement does not parse or plan; an unknown table is answered with the nearest one.
     pub fn query(&self, sql: &str) -> Result<SendableRecordBatchStream, EngineError> {
-        let options = SQLOptions::new()
-            .with_allow_ddl(false)
-            .with_allow_dml(false);
         self.session.wait(async {
             let frame = self
                 .session
                 .context()
-                .sql_with_options(sql, options)
+                .sql_with_options(sql, read_only())
                 .await
                 .map_err(|error| self.explain(error))?;
             frame.execute_stream().await.map_err(query)

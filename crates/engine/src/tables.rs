@@ -172,13 +172,17 @@ impl RowSink for PairsFile {
     }
 }
 
-/// The engine error that a sink hid in a kernel error, as itself.
+/// The engine error that a sink or a source hid in a kernel error, as itself.
 #[must_use]
 pub fn unwrap_sink(error: CountError) -> EngineError {
     match error {
         CountError::Sink { left, source } => match source.downcast::<EngineError>() {
             Ok(inner) => *inner,
             Err(source) => EngineError::Count(CountError::Sink { left, source }),
+        },
+        CountError::Source { left, source } => match source.downcast::<EngineError>() {
+            Ok(inner) => *inner,
+            Err(source) => EngineError::Count(CountError::Source { left, source }),
         },
         other => EngineError::Count(other),
     }

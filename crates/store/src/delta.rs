@@ -234,8 +234,12 @@ async fn replace(next: &NextVersion<'_>, present: &TableState) -> Result<u64, De
         metadata = metadata.add_config_key((*key).to_owned(), value.clone())?;
     }
     let mut actions = vec![Action::Metadata(metadata)];
+    // A file that a killed process committed and the same batch brings again is not removed:
+    // removing and adding one path in one commit would leave open which of them counts.
+    let again = |path: &str| next.add.iter().any(|file| file.name == path);
     for view in snapshot.log_data().iter() {
-        if !next.keep.contains(view.path().as_ref()) {
+        let path = view.path();
+        if !next.keep.contains(path.as_ref()) && !again(path.as_ref()) {
             actions.push(Action::Remove(view.remove_action(true)));
         }
     }

@@ -94,6 +94,14 @@ pub enum StoreError {
         /// The cause.
         source: object_store::Error,
     },
+    /// A table's file could not be read.
+    #[error("cannot read the table file `{path}` (gone, or damaged?)")]
+    TableFile {
+        /// The path.
+        path: String,
+        /// The cause.
+        source: parquet::errors::ParquetError,
+    },
     /// Parquet encoding failed.
     #[error("cannot write `{path}`")]
     Parquet {
@@ -118,7 +126,7 @@ impl StoreError {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Location { .. } | Self::JobName { .. } | Self::NoJob { .. } => Kind::User,
-            Self::Property { .. } => Kind::User,
+            Self::Property { .. } | Self::TableFile { .. } => Kind::User,
             Self::Locked { .. } | Self::Conflict { .. } => Kind::NotNow,
             Self::Delta { source, .. } => delta_kind(source),
             Self::Io { source, .. } => io_kind(source),

@@ -7,6 +7,7 @@ use arrow::datatypes::SchemaRef;
 
 use crate::delta::{self, DataFile, NextVersion, TableState};
 use crate::error::StoreError;
+use crate::killpoint;
 use crate::schema;
 use crate::warehouse::Warehouse;
 
@@ -16,6 +17,8 @@ const PAIRS_VERSION: &str = "pmill.pairs_version";
 const SETTINGS: &str = "pmill.settings";
 const FACTS: &str = "pmill.facts";
 const FORMAT: &str = "pmill.format";
+const OUTSIDE_VERSION: &str = "pmill.outside_version";
+const SUBSAMPLE: &str = "pmill.subsample";
 
 /// A job's name; also a schema's name in SQL.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +71,9 @@ pub struct Job {
     pub sources: TableState,
     /// `pmi`, when the job has been scored.
     pub pmi: Option<TableState>,
+    /// `outside` as the commit of `pairs` names it: terms outside the vocabulary. A job whose
+    /// vocabulary was given has none.
+    pub outside: Option<TableState>,
 }
 
 impl Job {
@@ -106,6 +112,10 @@ impl Job {
         let sources = open("sources", Some(parse(&pairs, SOURCES_VERSION)?))
             .await?
             .ok_or_else(|| missing("sources", SOURCES_VERSION))?;
+        let outside = match pairs.property(OUTSIDE_VERSION) {
+            Err(_) => None,
+            Ok(_) => open("outside", Some(parse(&pairs, OUTSIDE_VERSION)?)).await?,
+        };
         let has_pmi = warehouse
             .local()
             .is_none_or(|root| root.join(name.as_str()).join("pmi").exists());
@@ -120,6 +130,7 @@ impl Job {
             pairs,
             sources,
             pmi,
+            outside,
         }))
     }
 
@@ -157,6 +168,13 @@ impl Job {
     /// When the table was not written by pmill.
     pub fn facts(&self) -> Result<String, StoreError> {
         self.pairs.property(FACTS)
+    }
+
+    /// What subsampling was decided by at the first commit, as JSON; `None` for a job that does not
+    /// subsample.
+    #[must_use]
+    pub fn subsample(&self) -> Option<String> {
+        self.pairs.property(SUBSAMPLE).ok()
     }
 
     /// The settings that `pmi` was scored with, and the version of `pairs` that it was made from.
@@ -203,10 +221,14 @@ pub struct JobCommit {
     pub sources: Vec<DataFile>,
     /// All files of the new `pairs`.
     pub pairs: Vec<DataFile>,
+    /// All files of the new `outside`; `None` for a job that has no such table.
+    pub outside: Option<Vec<DataFile>>,
+    /// What subsampling is decided by, as JSON; set at the first commit and kept.
+    pub subsample: Option<String>,
 }
 
 impl JobCommit {
-    /// Makes the batch visible: `vocab`, then `sources`, then `pairs`, whose commit counts.
+    /// Makes the batch visible: `vocab`, `outside`, `sources`, then `pairs`, whose commit counts.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when someone else committed `pairs` since `base`.
@@ -221,6 +243,22 @@ impl JobCommit {
                 None,
             )
             .await?;
+        killpoint::reach("vocab is committed");
+        let outside = match &self.outside {
+            None => None,
+            Some(files) => Some(
+                self.next(
+                    warehouse,
+                    "outside",
+                    &schema::OUTSIDE,
+                    files.clone(),
+                    Vec::new(),
+                    None,
+                )
+                .await?,
+            ),
+        };
+        killpoint::reach("outside is committed");
         let sources = self
             .next(
                 warehouse,
@@ -231,22 +269,28 @@ impl JobCommit {
                 None,
             )
             .await?;
-        let properties = vec![
+        killpoint::reach("sources is committed");
+        let mut properties = vec![
             (FORMAT, schema::FORMAT_VERSION.to_string()),
             (VOCAB_VERSION, vocab.to_string()),
             (SOURCES_VERSION, sources.to_string()),
             (SETTINGS, self.settings.clone()),
             (FACTS, self.facts.clone()),
         ];
-        self.next(
-            warehouse,
-            "pairs",
-            &schema::PAIRS,
-            self.pairs.clone(),
-            properties,
-            Some(self.base),
-        )
-        .await
+        properties.extend(outside.map(|version| (OUTSIDE_VERSION, version.to_string())));
+        properties.extend(self.subsample.clone().map(|json| (SUBSAMPLE, json)));
+        let version = self
+            .next(
+                warehouse,
+                "pairs",
+                &schema::PAIRS,
+                self.pairs.clone(),
+                properties,
+                Some(self.base),
+            )
+            .await?;
+        killpoint::reach("pairs is committed");
+        Ok(version)
     }
 
     async fn next(

@@ -5,18 +5,19 @@
 //!   captions/            one job
 //!     vocab/             Delta table: id, token, count, documents
 //!     pairs/             Delta table: left_id, right_id, count, sorted by both
-//!     sources/           Delta table: what was counted, and what was skipped
+//!     sources/           Delta table: what was counted, skipped and taken out
+//!     outside/           Delta table: terms outside the vocabulary, with their counts
 //!     pmi/               Delta table: scores, written by `pmill score`
 //!   .pmill/captions/     work in progress: lock, plan, runs, manifests
 //! ```
 //!
 //! # The commit protocol
 //!
-//! A batch changes three tables, and a reader must see all of it or nothing. Delta commits are
-//! atomic for one table only, so the tables are committed in this order: `vocab`, `sources`, and
-//! last `pairs`, whose table properties carry the versions of the other two. A reader opens
+//! A batch changes four tables, and a reader must see all of it or nothing. Delta commits are
+//! atomic for one table only, so the tables are committed in this order: `vocab`, `outside`,
+//! `sources`, and last `pairs`, whose table properties carry the versions of the others. A reader opens
 //! `pairs` first and then just the versions that it names ([`Job::open`]). A process that dies in
-//! between leaves versions of `vocab` or `sources` that no `pairs` version names: nobody reads
+//! between leaves versions of `vocab`, `outside` or `sources` that no `pairs` version names: nobody reads
 //! them, and the next commit replaces them.
 //!
 //! Delta has no unsigned types: ids are stored as `integer` (vocabularies hold fewer than 2³¹
@@ -27,6 +28,7 @@
 mod delta;
 mod error;
 mod job;
+pub mod killpoint;
 pub mod schema;
 mod sweep;
 mod warehouse;

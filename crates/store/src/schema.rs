@@ -28,7 +28,19 @@ pub static PAIRS: LazyLock<SchemaRef> = LazyLock::new(|| {
     ]))
 });
 
-/// `sources`: one row an input file; `status` is `counted` or `skipped`, `message` says why.
+/// `outside(token, count, documents)`, sorted by the bytes of the token: what was met in the text
+/// and is not in the vocabulary.
+pub static OUTSIDE: LazyLock<SchemaRef> = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        Field::new("token", DataType::Utf8, false),
+        Field::new("count", DataType::Int64, false),
+        Field::new("documents", DataType::Int64, false),
+    ]))
+});
+
+/// `sources`: one row an input file; `status` is `counted` or `skipped`, `message` says why. Rows of
+/// status `retracted` tell what was taken out again: a whole file (no message), or the rows of a
+/// counted file that the message names (`rows 0, 4-7`, from 0).
 /// `etag` is the store's entity tag, or size and modification time for local files.
 pub static SOURCES: LazyLock<SchemaRef> = LazyLock::new(|| {
     Arc::new(Schema::new(vec![

@@ -26,7 +26,7 @@ impl Warehouse {
     /// When a table cannot be read or a file cannot be removed.
     pub async fn sweep(&self, job: &JobName, _lock: &JobLock) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
-        for table in ["vocab", "sources", "pairs", "pmi"] {
+        for table in ["vocab", "outside", "sources", "pairs", "pmi"] {
             let Some(folder) = self.table_folder(job, table).1.filter(|path| path.exists()) else {
                 continue;
             };

@@ -102,6 +102,12 @@ pub enum TextError {
         /// The term that should have come first.
         term: String,
     },
+    /// A stored vocabulary holds a term twice.
+    #[error("the stored vocabulary holds the term `{term}` twice")]
+    TermTwice {
+        /// The term.
+        term: String,
+    },
     /// A sum of counts passes 2^64 - 1.
     #[error("the count of term `{term}` does not fit 64 bits")]
     CountOverflow {
@@ -123,7 +129,9 @@ impl TextError {
             | Self::HuggingFaceNotBuilt { .. }
             | Self::HuggingFace { .. }
             | Self::TooManyTerms { .. } => ErrorKind::User,
-            Self::Unsorted { .. } | Self::CountOverflow { .. } => ErrorKind::Bug,
+            Self::Unsorted { .. } | Self::TermTwice { .. } | Self::CountOverflow { .. } => {
+                ErrorKind::Bug
+            }
         }
     }
 }

@@ -148,6 +148,46 @@ impl Vocabulary {
         Ok((vocabulary, new_ids))
     }
 
+    /// A vocabulary as it was stored: terms with tokens and documents, in the order of their ids. The
+    /// ids stay, whatever the counts.
+    ///
+    /// # Errors
+    /// The stream's own; a term that comes twice ([`TextError::TermTwice`]); more than 2^32 - 17 terms.
+    pub fn from_rows<E: From<TextError>>(
+        rows: impl IntoIterator<Item = Result<TermCount, E>>,
+    ) -> Result<Self, E> {
+        let mut vocabulary = Self::default();
+        for row in rows {
+            let TermCount {
+                term,
+                tokens,
+                documents,
+            } = row?;
+            let id = vocabulary.terms.insert(&term)?;
+            if id as usize != vocabulary.tokens.len() {
+                return Err(TextError::TermTwice { term }.into());
+            }
+            vocabulary.tokens.push(tokens);
+            vocabulary.documents.push(documents);
+        }
+        Ok(vocabulary)
+    }
+
+    /// The same terms and ids with other counts.
+    ///
+    /// # Panics
+    /// If a list does not have one count a term.
+    #[must_use]
+    pub fn with_totals(&self, tokens: Vec<u64>, documents: Vec<u64>) -> Self {
+        assert_eq!(tokens.len(), self.len(), "one token count a term");
+        assert_eq!(documents.len(), self.len(), "one document count a term");
+        Self {
+            terms: self.terms.clone(),
+            tokens,
+            documents,
+        }
+    }
+
     /// Takes different terms in the order of their ids.
     fn from_sorted<'a>(
         entries: impl Iterator<Item = (&'a str, u64, u64)>,
@@ -246,6 +286,30 @@ mod tests {
         assert_eq!((counted.tokens(1), counted.documents(1)), (2, 2));
         assert_eq!(counted.lookup("cat"), Some(2));
         assert_eq!(counted.lookup("cow"), None);
+    }
+
+    #[test]
+    fn stored_rows_keep_their_ids_whatever_their_counts() {
+        let row = |term: &str, tokens| {
+            Ok::<_, TextError>(TermCount {
+                term: term.into(),
+                tokens,
+                documents: 1,
+            })
+        };
+        let stored = Vocabulary::from_rows([row("fox", 1), row("cat", 9)]).unwrap();
+        assert_eq!(
+            (stored.lookup("fox"), stored.lookup("cat")),
+            (Some(0), Some(1))
+        );
+        assert_eq!((stored.tokens(1), stored.documents(1)), (9, 1));
+        let more = stored.with_totals(vec![3, 2], vec![2, 2]);
+        assert_eq!(
+            (more.term(0), more.tokens(0), more.documents(1)),
+            ("fox", 3, 2)
+        );
+        let twice = Vocabulary::from_rows([row("fox", 1), row("fox", 1)]);
+        assert!(matches!(twice, Err(TextError::TermTwice { term }) if term == "fox"));
     }
 
     #[test]

@@ -17,6 +17,6 @@ mod tests;
 mod writer;
 
 pub use format::Compression;
-pub use merge::merge_runs;
+pub use merge::{Piece, RowSource, merge_runs};
 pub use reader::{RunReader, RunSource, SeekSource};
 pub use writer::{RunSummary, RunWriter};

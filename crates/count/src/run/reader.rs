@@ -7,6 +7,7 @@ use super::format::{
     self, CHUNK_HEADER_BYTES, CHUNK_PAIRS, Compression, ENTRY_BYTES, Entry, HEADER_BYTES,
     TRAILER_BYTES, u32_at, u64_at,
 };
+use super::merge::Piece;
 use super::packed::unpack;
 use crate::error::{CountError, Result};
 
@@ -102,15 +103,6 @@ struct Chunk {
     rows: Vec<(u32, u32)>,
     right: Vec<u32>,
     counts: Vec<u64>,
-}
-
-/// A row, or a part of one: the next piece may have the same left id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Piece<'a> {
-    pub right: &'a [u32],
-    pub counts: &'a [u64],
-    /// Whether the row is known to be all here.
-    pub whole: bool,
 }
 
 impl<S: RunSource> RunReader<S> {

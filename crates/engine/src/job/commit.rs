@@ -1,78 +1,102 @@
-//! The commit: `vocab`, `sources` and `pairs` become visible as one version.
+//! The commit: `vocab`, `outside`, `sources` and `pairs` become visible as one version.
 
-use std::sync::Arc;
-
-use arrow::array::{ArrayRef, Int64Array, StringArray};
-use pmill_store::{JobCommit, schema};
+use pmill_store::{DataFile, JobCommit, JobName, Warehouse, killpoint, schema};
 use pmill_text::Vocabulary;
 
 use super::Facts;
+use super::base::Subsample;
 use super::run::Run;
 use crate::counting::RangeFile;
 use crate::error::EngineError;
-use crate::progress::Unit as Steps;
-use crate::sources::SourceRow;
-use crate::tables::vocab_columns;
+use crate::progress::{Progress, Unit as Steps};
+use crate::session::Session;
+use crate::sources::{self, SourceRow};
+use crate::tables::{TableFolder, vocab_columns};
 
-impl Run<'_> {
-    pub(super) fn commit(
-        &self,
-        vocabulary: &Vocabulary,
-        sources: &[SourceRow],
-        pairs: Vec<RangeFile>,
-        facts: &Facts,
-        digest: &str,
-    ) -> Result<u64, EngineError> {
+/// What the next version holds.
+pub(crate) struct Changes<'a> {
+    pub(crate) vocabulary: &'a Vocabulary,
+    pub(crate) sources: &'a mut [SourceRow],
+    pub(crate) pairs: Vec<RangeFile>,
+    pub(crate) outside: Option<DataFile>,
+    pub(crate) facts: &'a Facts,
+    pub(crate) subsample: Option<&'a Subsample>,
+}
+
+/// Where a version goes.
+pub(crate) struct Target<'a> {
+    pub(crate) session: &'a Session,
+    pub(crate) warehouse: &'a Warehouse,
+    pub(crate) name: &'a JobName,
+    pub(crate) progress: &'a dyn Progress,
+    /// The version of `pairs` that it follows.
+    pub(crate) base: Option<u64>,
+    /// Settings as JSON.
+    pub(crate) settings: String,
+}
+
+impl Target<'_> {
+    pub(crate) fn folder(&self, table: &str) -> TableFolder<'_> {
+        TableFolder::new(self.warehouse, self.name, table, self.session.handle())
+    }
+
+    /// Writes `vocab` and `sources`, and makes everything visible.
+    pub(crate) fn commit(self, changes: Changes<'_>, digest: &str) -> Result<u64, EngineError> {
         self.progress.phase("commit", 1, Steps::Parts);
         let name = format!("part-00000-{digest}.parquet");
         let vocab = self.folder("vocab").write(
             &name,
             &schema::VOCAB,
             &["id"],
-            vocab_columns(vocabulary)?,
+            vocab_columns(changes.vocabulary)?,
         )?;
-        let text = |get: fn(&SourceRow) -> &str| -> ArrayRef {
-            Arc::new(StringArray::from_iter_values(sources.iter().map(get)))
-        };
-        let number = |get: fn(&SourceRow) -> u64| -> ArrayRef {
-            Arc::new(Int64Array::from_iter_values(
-                sources
-                    .iter()
-                    .map(|row| i64::try_from(get(row)).unwrap_or(i64::MAX)),
-            ))
-        };
-        let columns: Vec<ArrayRef> = vec![
-            text(|row| &row.uri),
-            number(|row| row.size),
-            text(|row| &row.etag),
-            number(|row| row.rows),
-            number(|row| row.tokens),
-            Arc::new(StringArray::from_iter_values(
-                sources.iter().map(|_| digest),
-            )),
-            text(SourceRow::status),
-            Arc::new(StringArray::from_iter(
-                sources.iter().map(|row| row.message.as_deref()),
-            )),
-        ];
-        let sources = self
-            .folder("sources")
-            .write(&name, &schema::SOURCES, &["uri"], columns)?;
+        let sources = self.folder("sources").write(
+            &name,
+            &schema::SOURCES,
+            &["uri"],
+            sources::columns(changes.sources)?,
+        )?;
+        killpoint::reach("the tables are written");
         let json = |value: serde_json::Result<String>| {
             value.map_err(|error| EngineError::Bug(error.to_string()))
         };
         let commit = JobCommit {
             name: self.name.clone(),
-            base: None,
+            base: self.base,
             batch: digest.to_owned(),
-            settings: json(serde_json::to_string(&self.prepared.recorded))?,
-            facts: json(serde_json::to_string(facts))?,
+            settings: self.settings.clone(),
+            facts: json(serde_json::to_string(changes.facts))?,
             vocab: vec![vocab],
             sources: vec![sources],
-            pairs: pairs.into_iter().map(|range| range.file).collect(),
+            pairs: changes.pairs.into_iter().map(|range| range.file).collect(),
+            outside: changes.outside.map(|file| vec![file]),
+            subsample: match changes.subsample {
+                Some(subsample) => Some(json(serde_json::to_string(subsample))?),
+                None => None,
+            },
         };
-        let version = self.prepared.session.wait(commit.commit(self.warehouse))?;
+        let version = self.session.wait(commit.commit(self.warehouse))?;
         self.progress.advance(1, 0);
         Ok(version)
+    }
+}
+
+impl Run<'_> {
+    pub(super) fn commit(&self, changes: Changes<'_>, digest: &str) -> Result<u64, EngineError> {
+        let settings = match self.base {
+            // The settings of the first commit, paths and program included.
+            Some(base) => base.job.settings()?,
+            None => serde_json::to_string(&self.prepared.recorded)
+                .map_err(|error| EngineError::Bug(error.to_string()))?,
+        };
+        let target = Target {
+            session: &self.prepared.session,
+            warehouse: self.warehouse,
+            name: self.name,
+            progress: self.progress,
+            base: self.base.map(|base| base.job.pairs.version()),
+            settings,
+        };
+        target.commit(changes, digest)
     }
 }

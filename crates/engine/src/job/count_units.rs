@@ -1,15 +1,15 @@
 //! Counting: one block straight into table files, several into runs that are merged.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use pmill_count::TokenBlock;
+use pmill_count::{CountError, TokenBlock};
+use pmill_store::killpoint;
 use pmill_text::Vocabulary;
 use serde::{Deserialize, Serialize};
 
 use super::reading::Corpus;
 use super::run::Run;
-use crate::counting::{Counting, RangeFile, RunFile};
+use crate::counting::{Counting, Parts, RangeFile, RunFile};
 use crate::error::EngineError;
 use crate::progress::Unit as Steps;
 use crate::units::Unit;
@@ -24,7 +24,8 @@ pub(super) struct RunsManifest {
 
 pub(super) struct Counted {
     pub(super) files: Vec<RangeFile>,
-    pub(super) dropped_features: u64,
+    /// Features dropped in what is added, and in what is taken.
+    pub(super) dropped_features: [u64; 2],
     pub(super) spilled_bytes: u64,
 }
 
@@ -38,17 +39,24 @@ impl Run<'_> {
         given_map: Option<Vec<u32>>,
         work: &WorkFolder,
     ) -> Result<Counted, EngineError> {
-        let (mut runs, mut dropped_features, mut spilled_bytes) = (Vec::new(), 0, 0);
+        let (mut runs, mut dropped_features, mut spilled_bytes) = (Vec::new(), [0; 2], 0);
+        let mut run_bytes = 0;
         let several = units.len() > 1;
         if several {
             self.progress
                 .phase("count", units.len() as u64, Steps::Parts);
         }
+        let mut finished = |done: RunsManifest, taken: bool| {
+            dropped_features[usize::from(taken)] += done.dropped_features;
+            run_bytes += done.runs.iter().map(|run| run.bytes).sum::<u64>();
+            let paths = done.runs.iter().map(|run| work.path().join(&run.name));
+            runs.extend(paths.map(|path| (path, taken)));
+        };
         for unit in units {
+            let taken = self.is_taken(unit);
             let manifest = format!("unit-{:05}.json", unit.number);
             if several && let Some(done) = work.get::<RunsManifest>(&manifest)? {
-                dropped_features += done.dropped_features;
-                runs.extend(done.runs);
+                finished(done, taken);
                 self.progress.advance(1, 0);
                 continue;
             }
@@ -79,8 +87,8 @@ impl Run<'_> {
                 number: 0,
             };
             let last = counting.fill(tokens, &maps, |block| blocks.flush(block))?;
-            if !several && blocks.number == 0 {
-                let dropped_features = last.dropped_features();
+            if !several && blocks.number == 0 && self.base.is_none() {
+                let dropped_features = [last.dropped_features(), 0];
                 let prepared = last.prepare(self.job.threads)?;
                 self.progress
                     .phase("count", counting.ranges.len() as u64, Steps::Parts);
@@ -97,18 +105,25 @@ impl Run<'_> {
             let done = blocks.done;
             if several {
                 work.put(&manifest, &done)?;
+                killpoint::reach("a unit is counted");
                 self.progress.advance(1, 0);
             }
-            dropped_features += done.dropped_features;
-            runs.extend(done.runs);
+            finished(done, taken);
         }
-        spilled_bytes += runs.iter().map(|run| run.bytes).sum::<u64>();
-        let paths: Vec<PathBuf> = runs.iter().map(|run| work.path().join(&run.name)).collect();
+        spilled_bytes += run_bytes;
+        let before = match self.base {
+            None => None,
+            Some(base) => Some(base.pairs(self.warehouse, self.prepared.session.handle())?),
+        };
+        let parts = Parts {
+            runs,
+            tables: before.iter().collect(),
+        };
         self.progress
             .phase("merge", counting.ranges.len() as u64, Steps::Parts);
         let (_, local) = self.warehouse.table_folder(self.name, "pairs");
-        let files = counting.merge(
-            &paths,
+        let merged = counting.merge(
+            &parts,
             |number| {
                 let done: RangeFile = work.get(&format!("range-{number:05}.json")).ok()??;
                 let path = local.as_ref()?.join(&done.file.name);
@@ -116,17 +131,35 @@ impl Run<'_> {
             },
             |number, file| {
                 if several {
-                    work.put(&format!("range-{number:05}.json"), file)
-                } else {
-                    Ok(())
+                    work.put(&format!("range-{number:05}.json"), file)?;
                 }
+                killpoint::reach("a range is merged");
+                Ok(())
             },
-        )?;
+        );
+        let files = merged.map_err(|error| name_pair(error, vocabulary))?;
         Ok(Counted {
             files,
             dropped_features,
             spilled_bytes,
         })
+    }
+}
+
+/// Tells a pair that would go below zero by its terms.
+pub(crate) fn name_pair(error: EngineError, vocabulary: &Vocabulary) -> EngineError {
+    match error {
+        EngineError::Count(CountError::NegativeCount {
+            left,
+            right,
+            count,
+            subtract,
+        }) => EngineError::Setting(format!(
+            "the pair (`{}`, `{}`) has count {count} in weight units, and {subtract} would be taken out: what is to be taken out was never counted; nothing was changed",
+            vocabulary.term(left),
+            vocabulary.term(right)
+        )),
+        error => error,
     }
 }
 

@@ -1,80 +1,146 @@
-//! A job that exists already: what may be counted into it.
+//! A job that exists already: which of the inputs are new to it.
 
-use std::time::Instant;
-
-use pmill_store::Job;
-
-use super::prepared::Prepared;
-use super::{CountSummary, Facts, Status, parse};
+use super::base::Base;
+use super::taken::Taken;
 use crate::error::EngineError;
-use crate::input::InputFile;
-use crate::memory::peak_rss;
+use crate::input::{self, InputFile};
 use crate::settings::RecordedSettings;
-use crate::sources;
+use crate::sources::{SourceRow, SourceStatus};
 
-/// The job exists: everything counted before changes nothing; anything else is refused.
-pub(super) fn already_counted(
-    prepared: &Prepared,
-    job: &Job,
-    inputs: &[InputFile],
-    started: Instant,
-) -> Result<CountSummary, EngineError> {
-    let recorded: RecordedSettings = parse(&job.settings()?)?;
-    let facts: Facts = parse(&job.facts()?)?;
-    let differences = prepared.recorded.differences(&recorded);
-    if !differences.is_empty() {
-        return Err(EngineError::Setting(format!(
-            "job `{}` was counted with other settings; give it another --name, or the settings it has\n  {}",
-            job.name,
-            differences.join("\n  ")
-        )));
+/// A file to be counted again: what it held when it was counted is taken out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recount {
+    /// The file, as it was counted and is to be counted now.
+    pub file: String,
+    /// Where the bytes are that were counted; needed when the file has changed.
+    pub old: Option<String>,
+}
+
+/// What a batch does to a job.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) add: Vec<InputFile>,
+    pub(super) taken: Vec<Taken>,
+}
+
+impl Batch {
+    pub(super) fn is_empty(&self) -> bool {
+        self.add.is_empty() && self.taken.is_empty()
     }
-    let rows = prepared
-        .session
-        .wait(sources::read(prepared.session.context(), job))?;
-    let mut new = Vec::new();
-    for input in inputs {
-        match rows.iter().find(|row| row.uri == input.uri) {
-            Some(row) if row.is(input) => {}
-            Some(row) => {
+}
+
+/// Settings must be the recorded ones.
+pub(crate) fn same_settings(
+    name: &str,
+    asked: &RecordedSettings,
+    recorded: &RecordedSettings,
+) -> Result<(), EngineError> {
+    let differences = asked.differences(recorded);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(EngineError::Setting(format!(
+        "job `{name}` was counted with other settings; give it another --name, or the settings it has\n  {}",
+        differences.join("\n  ")
+    )))
+}
+
+/// The inputs that the job does not have, and the files that are to be counted again.
+pub(super) fn batch(
+    base: &Base,
+    inputs: &[InputFile],
+    recounts: &[Recount],
+) -> Result<Batch, EngineError> {
+    let name = &base.job.name;
+    let mut batch = Batch::default();
+    let again = recounts
+        .iter()
+        .map(|recount| Ok((input::uri(&recount.file)?, recount)))
+        .collect::<Result<Vec<_>, EngineError>>()?;
+    for file in inputs {
+        let row = find(base, &file.uri);
+        let recount = again.iter().find(|(uri, _)| *uri == file.uri);
+        match (row, recount) {
+            (Some(row), _) if row.is(file) => {}
+            (Some(row), Some((_, recount))) if row.status == SourceStatus::Counted => {
+                batch.taken.push(old_content(base, row, recount)?);
+                batch.add.push(file.clone());
+            }
+            (Some(row), None) if row.status == SourceStatus::Counted => {
                 return Err(EngineError::Setting(format!(
-                    "`{}` was counted before and has changed since ({} bytes, {} then; {} now); count it into another job",
-                    input.display(),
+                    "`{}` was counted before and has changed since ({} bytes, {} then; {} now); `--recount {} --old COPY` replaces its counts, where COPY holds the bytes that were counted",
+                    file.display(),
                     row.size,
                     row.etag,
-                    input.identity(),
+                    file.identity(),
+                    file.display(),
                 )));
             }
-            None => new.push(input.display()),
+            _ => {
+                refuse_moved(base, file)?;
+                batch.add.push(file.clone());
+            }
         }
     }
-    if let Some(first) = new.first() {
+    for (uri, recount) in &again {
+        if find(base, uri).is_none() {
+            return Err(EngineError::Setting(format!(
+                "`{}` is not in job `{name}`, so there is nothing to count again; give it as --input",
+                recount.file
+            )));
+        }
+    }
+    if !batch.add.is_empty()
+        && base.vocabulary.is_empty()
+        && base.recorded.given.vocabulary.file.is_none()
+    {
         return Err(EngineError::Setting(format!(
-            "job `{}` is counted already, and {} of the inputs are not in it (`{first}`{}); count them into another job",
-            job.name,
-            new.len(),
-            if new.len() > 1 { ", …" } else { "" },
+            "job `{name}` was counted from inputs without features, so its vocabulary is empty and stays so; count into another job"
         )));
     }
-    Ok(CountSummary {
-        status: Status::Unchanged,
-        job: job.name.to_string(),
-        version: job.pairs.version(),
-        files: 0,
-        skipped: 0,
-        rows: facts.rows,
-        tokens: facts.tokens,
-        types: facts.types,
-        terms: facts.terms,
-        pairs: facts.pairs,
-        dropped_features: facts.dropped_features,
-        units: 0,
-        spilled_bytes: 0,
-        seconds: started.elapsed().as_secs_f64(),
-        peak_memory_bytes: peak_rss().map(|size| size.0),
-        notes: vec![format!(
-            "all {} files were counted before; nothing changed",
-            inputs.len()
-        )],
-    })
+    Ok(batch)
+}
+
+/// A file that was counted under another name must not be counted twice: the same file name, size
+/// and modification time (or entity tag) are no chance.
+fn refuse_moved(base: &Base, file: &InputFile) -> Result<(), EngineError> {
+    let name = |uri: &str| uri.rsplit('/').next().map(str::to_owned);
+    let moved = base.sources.iter().find(|row| {
+        row.status == SourceStatus::Counted
+            && row.uri != file.uri
+            && row.size == file.size
+            && row.etag == file.etag
+            && name(&row.uri) == name(&file.uri)
+    });
+    match moved {
+        None => Ok(()),
+        Some(row) => Err(EngineError::Setting(format!(
+            "`{}` is `{}`, which was counted before, under another path: it has the same name, size and {}; counting it would count its rows twice. If it is another file, touch it",
+            file.display(),
+            row.display(),
+            if file.etag.starts_with("mtime:") {
+                "modification time"
+            } else {
+                "entity tag"
+            },
+        ))),
+    }
+}
+
+/// The row of a file that is in the counts or was skipped; one that was taken out is not there.
+pub(super) fn find<'a>(base: &'a Base, uri: &str) -> Option<&'a SourceRow> {
+    base.sources
+        .iter()
+        .find(|row| row.uri == uri && row.status != SourceStatus::Retracted)
+}
+
+/// What has to be taken out for a file that is counted again.
+fn old_content(base: &Base, row: &SourceRow, recount: &Recount) -> Result<Taken, EngineError> {
+    let Some(old) = &recount.old else {
+        return Err(EngineError::Setting(format!(
+            "`{}` has changed since it was counted ({} bytes, {} then), and counts can only be taken out by counting the same bytes again: give --old COPY, where COPY holds them. If they are gone, count all that remains into a new job: its counts are then right without this file's past",
+            recount.file, row.size, row.etag
+        )));
+    };
+    Taken::whole(base, row, input::one(old)?)
 }

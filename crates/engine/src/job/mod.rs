@@ -1,35 +1,47 @@
 //! The count job, from inputs to one commit.
 //!
-//! 1. expand the inputs, open every footer, cut units;
-//! 2. read every unit (decode, tokenize), collect its terms, choose the vocabulary;
-//! 3. count: one block goes straight into table files; several become runs, merged by ranges;
-//! 4. commit `vocab`, `sources` and `pairs` as one version.
+//! 1. see what the job has, open the footers of what is new, cut units;
+//! 2. read every unit (decode, tokenize), collect its terms; the first commit chooses the vocabulary;
+//! 3. count: one block goes straight into table files; several, and the pairs that the job has,
+//!    are merged by ranges of left ids;
+//! 4. commit `vocab`, `outside`, `sources` and `pairs` as one version.
+//!
+//! A batch may take files out, too ([`recount`], [`retract`]): their units are counted as all
+//! others and subtracted in the merge. A table is a function of what is in it, not of the way there.
 //!
 //! A job of several units keeps manifests in its work folder and goes on after a kill.
 
-mod cleanup;
-mod commit;
-mod count_units;
-mod existing;
+pub(crate) mod base;
+pub(crate) mod cleanup;
+pub(crate) mod commit;
+pub(crate) mod count_units;
+pub(crate) mod existing;
 mod prepared;
 mod reading;
-mod run;
+mod retract;
+pub(crate) mod run;
+mod taken;
+pub(crate) mod totals;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pmill_store::{Job, JobName, Warehouse};
+use pmill_store::{JobName, Warehouse};
 use pmill_text::FeatureExtractor;
 use serde::{Deserialize, Serialize};
 
-use self::cleanup::{clean_up, leave_nothing, renew};
-use self::existing::already_counted;
+use self::base::Base;
+use self::cleanup::{after, clean_up, renew};
+use self::existing::Batch;
+pub use self::existing::Recount;
 use self::prepared::Prepared;
-use self::run::Run;
+pub use self::retract::{RetractJob, RetractPlan, RetractSummary, plan_retract, retract};
+use self::run::{Done, Run};
 use crate::error::EngineError;
-use crate::input;
+use crate::input::{self, InputFile};
 use crate::memory::ByteSize;
+use crate::memory::peak_rss;
 use crate::progress::{Progress, StopFlag};
 use crate::session::Session;
 use crate::settings::{CountSettings, OnBadFile, RecordedSettings};
@@ -78,16 +90,22 @@ pub struct CountSummary {
     pub files: u64,
     /// Files skipped.
     pub skipped: u64,
-    /// Rows read.
+    /// Rows counted by this run; when nothing changed, those in the counts.
     pub rows: u64,
-    /// Features met.
+    /// Features met in them.
     pub tokens: u64,
-    /// Distinct features met.
+    /// Distinct features of the whole job.
     pub types: u64,
     /// Terms of the vocabulary.
     pub terms: u64,
     /// Pairs stored.
     pub pairs: u64,
+    /// Rows of all files in the counts.
+    pub total_rows: u64,
+    /// Rows taken out again, of files that were counted again.
+    pub retracted_rows: u64,
+    /// Features met by this run that are outside the vocabulary.
+    pub outside_tokens: u64,
     /// Features dropped by `max-features-per-document`.
     pub dropped_features: u64,
     /// Units that the job was cut into.
@@ -160,7 +178,11 @@ pub fn plan(job: &CountJob, progress: &dyn Progress) -> Result<CountPlan, Engine
     let name = JobName::new(&job.name)?;
     let warehouse = Warehouse::open(&job.warehouse)?;
     let prepared = Prepared::new(job, None)?;
-    let inputs = input::expand(&job.inputs)?;
+    let mut inputs = input::expand(&job.inputs)?;
+    if let Some(base) = Base::open(&prepared.session, &warehouse, &name)? {
+        existing::same_settings(name.as_str(), &prepared.recorded, &base.recorded)?;
+        inputs = existing::batch(&base, &inputs, &[])?.add;
+    }
     let (files, bad) = prepared.open_all(job, &inputs, progress)?;
     let budget = prepared.budget(job, &files)?;
     let groups = || files.iter().flat_map(|file| &file.row_groups);
@@ -196,7 +218,7 @@ pub fn plan(job: &CountJob, progress: &dyn Progress) -> Result<CountPlan, Engine
     })
 }
 
-/// Counts the files that the job has not counted yet, and commits them as one version.
+/// Counts the files that the job does not have yet, and commits them as one version.
 ///
 /// # Errors
 /// Whatever is wrong with settings, inputs, memory, disk or warehouse; nothing is committed then.
@@ -205,11 +227,111 @@ pub fn count(
     progress: &dyn Progress,
     stop: &StopFlag,
 ) -> Result<CountSummary, EngineError> {
+    recount(job, &[], progress, stop)
+}
+
+/// As [`count`], and takes out what some files held when they were counted before, in the same
+/// version.
+///
+/// # Errors
+/// As [`count`]; also when the old content of a file is not given, or is not what was counted.
+pub fn recount(
+    job: &CountJob,
+    recounts: &[Recount],
+    progress: &dyn Progress,
+    stop: &StopFlag,
+) -> Result<CountSummary, EngineError> {
     let started = Instant::now();
+    let mut named = job.inputs.clone();
+    named.extend(recounts.iter().map(|recount| recount.file.clone()));
+    let inputs = input::expand(&named)?;
+    let applied = apply(job, progress, stop, |base| match base {
+        Some(base) => existing::batch(base, &inputs, recounts),
+        None if !recounts.is_empty() => Err(EngineError::Setting(format!(
+            "there is no job `{}` yet, so there is nothing to count again",
+            job.name
+        ))),
+        None => Ok(Batch {
+            add: inputs.clone(),
+            taken: Vec::new(),
+        }),
+    })?;
+    let summary = CountSummary {
+        status: Status::Unchanged,
+        job: job.name.clone(),
+        version: 0,
+        files: 0,
+        skipped: 0,
+        rows: 0,
+        tokens: 0,
+        types: 0,
+        terms: 0,
+        pairs: 0,
+        total_rows: 0,
+        retracted_rows: 0,
+        outside_tokens: 0,
+        dropped_features: 0,
+        units: 0,
+        spilled_bytes: 0,
+        seconds: started.elapsed().as_secs_f64(),
+        peak_memory_bytes: peak_rss().map(|size| size.0),
+        notes: Vec::new(),
+    };
+    Ok(match applied {
+        Applied::Unchanged { version, facts } => CountSummary {
+            version,
+            rows: facts.rows,
+            tokens: facts.tokens,
+            types: facts.types,
+            terms: facts.terms,
+            pairs: facts.pairs,
+            total_rows: facts.rows,
+            dropped_features: facts.dropped_features,
+            notes: vec![format!(
+                "all {} files were counted before; nothing changed",
+                inputs.len()
+            )],
+            ..summary
+        },
+        Applied::Changed(done) => CountSummary {
+            status: Status::Counted,
+            version: done.version,
+            files: done.files,
+            skipped: done.skipped,
+            rows: done.added.rows,
+            tokens: done.added.tokens,
+            types: done.facts.types,
+            terms: done.facts.terms,
+            pairs: done.facts.pairs,
+            total_rows: done.facts.rows,
+            retracted_rows: done.taken.rows,
+            outside_tokens: done.outside,
+            dropped_features: done.dropped_features,
+            units: done.units,
+            spilled_bytes: done.spilled_bytes,
+            notes: done.notes,
+            ..summary
+        },
+    })
+}
+
+/// What [`apply`] came to.
+enum Applied {
+    Unchanged { version: u64, facts: Facts },
+    Changed(Box<Done>),
+}
+
+/// Makes the next version of a job: takes its lock, asks `decide` what to add and what to take,
+/// counts it, commits, and clears away what is left, also of processes that died.
+fn apply(
+    job: &CountJob,
+    progress: &dyn Progress,
+    stop: &StopFlag,
+    decide: impl FnOnce(Option<&Base>) -> Result<Batch, EngineError>,
+) -> Result<Applied, EngineError> {
     let name = JobName::new(&job.name)?;
     let warehouse = Warehouse::open(&job.warehouse)?;
-    let inputs = input::expand(&job.inputs)?;
-    // Settings and inputs are checked before anything is written.
+    // Settings are checked before anything is written.
     let extractor = Arc::new(FeatureExtractor::new(&job.settings.features)?);
     let recorded = RecordedSettings::resolve(&job.settings, &extractor)?;
     let Some(job_folder) = warehouse.work_folder(&name) else {
@@ -227,13 +349,29 @@ pub fn count(
             extractor,
             recorded,
         };
-        let existing = prepared.session.wait(Job::open(&warehouse, &name))?;
-        if let Some(existing) = &existing {
-            let summary = already_counted(&prepared, existing, &inputs, started)?;
-            clean_up(&prepared, &warehouse, &name, &job_folder, &lock)?;
-            return Ok(summary);
+        let base = Base::open(&prepared.session, &warehouse, &name)?;
+        if let Some(base) = &base {
+            existing::same_settings(name.as_str(), &prepared.recorded, &base.recorded)?;
         }
-        let (files, bad) = prepared.open_all(job, &inputs, progress)?;
+        let batch = decide(base.as_ref())?;
+        if let Some(base) = &base
+            && batch.is_empty()
+        {
+            clean_up(&prepared.session, &warehouse, &name, &job_folder, &lock)?;
+            return Ok(Applied::Unchanged {
+                version: base.job.pairs.version(),
+                facts: base.facts.clone(),
+            });
+        }
+        let (mut files, bad) = prepared.open_all(job, &batch.add, progress)?;
+        let mut rows = vec![None; files.len()];
+        let strict = CountJob {
+            on_bad_file: OnBadFile::Fail,
+            ..job.clone()
+        };
+        let old: Vec<InputFile> = batch.taken.iter().map(|taken| taken.at.clone()).collect();
+        files.extend(prepared.open_all(&strict, &old, progress)?.0);
+        rows.extend(batch.taken.iter().map(|taken| taken.rows.clone()));
         let run = Run {
             job,
             name: &name,
@@ -243,17 +381,17 @@ pub fn count(
             stop,
             budget: prepared.budget(job, &files)?,
             files: &files,
+            taken: &batch.taken,
+            rows,
+            base: base.as_ref(),
             job_folder: &job_folder,
-            started,
         };
-        let summary = run.run(bad)?;
-        clean_up(&prepared, &warehouse, &name, &job_folder, &lock)?;
-        Ok(summary)
+        let done = run.run(bad)?;
+        clean_up(&prepared.session, &warehouse, &name, &job_folder, &lock)?;
+        Ok(Applied::Changed(Box::new(done)))
     })();
     let _ = std::fs::remove_dir_all(&scratch);
-    if result.is_err() && fresh {
-        leave_nothing(&warehouse, &name, &job_folder, &lock);
-    }
+    after(&result, fresh, &warehouse, &name, &job_folder, &lock);
     result
 }
 

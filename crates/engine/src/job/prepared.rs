@@ -41,7 +41,7 @@ impl Prepared {
     pub(super) fn scanner(&self, job: &CountJob) -> Scanner {
         Scanner::new(
             self.session.context().clone(),
-            &job.settings.text,
+            job.settings.rows(),
             job.memory_limit,
         )
     }

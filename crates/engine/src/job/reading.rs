@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use pmill_store::killpoint;
 use pmill_text::Vocabulary;
 use serde::{Deserialize, Serialize};
 
@@ -27,11 +28,41 @@ pub(super) struct TermsManifest {
 pub(super) struct Corpus {
     pub(super) units: Vec<UnitTokens>,
     pub(super) dictionaries: Vec<StoredDictionary>,
-    /// Tokens and documents by provisional id, when the vocabulary was given.
-    pub(super) counts: Option<(Vec<u64>, Vec<u64>)>,
+    /// By provisional id, when the vocabulary was given: what is added, and what is taken.
+    pub(super) counts: Option<[Sums; 2]>,
     pub(super) tallies: Vec<FileTally>,
     /// By file of the plan: why it is left out.
     pub(super) bad: Vec<Option<String>>,
+}
+
+/// Tokens and documents by id.
+#[derive(Debug, Default)]
+pub(super) struct Sums {
+    pub(super) tokens: Vec<u64>,
+    pub(super) documents: Vec<u64>,
+}
+
+impl Sums {
+    pub(super) fn of(terms: usize) -> Self {
+        Self {
+            tokens: vec![0; terms],
+            documents: vec![0; terms],
+        }
+    }
+
+    pub(super) fn set(&mut self, id: u32, (tokens, documents): (u64, u64)) {
+        self.tokens[id as usize] = tokens;
+        self.documents[id as usize] = documents;
+    }
+
+    fn add(&mut self, tokens: &[u64], documents: &[u64]) {
+        for (sum, more) in self.tokens.iter_mut().zip(tokens) {
+            *sum += more;
+        }
+        for (sum, more) in self.documents.iter_mut().zip(documents) {
+            *sum += more;
+        }
+    }
 }
 
 /// A unit's tokens, if this process read them, and its dictionaries as a range of all.
@@ -55,6 +86,7 @@ impl Run<'_> {
             files: self.files,
             extractor: &self.prepared.extractor,
             vocabulary: given,
+            rows: &self.rows,
             budget: self.budget,
             folder: &folder,
             progress: self.progress,
@@ -70,7 +102,7 @@ impl Run<'_> {
             let mut corpus = Corpus {
                 units: Vec::new(),
                 dictionaries: Vec::new(),
-                counts: given.map(|v| (vec![0; v.len()], vec![0; v.len()])),
+                counts: given.map(|v| [Sums::of(v.len()), Sums::of(v.len())]),
                 tallies: vec![FileTally::default(); self.files.len()],
                 bad: bad.clone(),
             };
@@ -84,11 +116,13 @@ impl Run<'_> {
                     corpus.take_manifest(done, work);
                     continue;
                 }
-                let find_all = self.job.on_bad_file == OnBadFile::Skip;
+                // What is taken out must be read whole: there is nothing to skip in it.
+                let taken = self.is_taken(unit);
+                let find_all = self.job.on_bad_file == OnBadFile::Skip && !taken;
                 match read::read_unit(&reader, unit, &left_out, find_all)? {
                     Ok(read) => {
                         let manifest = (units.len() > 1).then_some(manifest.as_str());
-                        corpus.take(unit, read, work, manifest)?;
+                        corpus.take(unit, read, work, manifest, taken)?;
                     }
                     Err(found) => {
                         for (file, error) in found {
@@ -123,6 +157,7 @@ impl Run<'_> {
             files: self.files,
             extractor: &self.prepared.extractor,
             vocabulary: Some(vocabulary),
+            rows: &self.rows,
             budget: self.budget,
             folder: &folder,
             progress: &crate::progress::Quiet,
@@ -166,20 +201,14 @@ impl Corpus {
         read: ReadUnit,
         work: &WorkFolder,
         manifest: Option<&str>,
+        taken: bool,
     ) -> Result<(), EngineError> {
         for (file, tally) in read.files.iter().enumerate() {
             self.tallies[file].rows += tally.rows;
             self.tallies[file].tokens += tally.tokens;
         }
-        if let (Some((tokens, documents)), Some((more_tokens, more_documents))) =
-            (&mut self.counts, &read.counts)
-        {
-            for (sum, more) in tokens.iter_mut().zip(more_tokens) {
-                *sum += more;
-            }
-            for (sum, more) in documents.iter_mut().zip(more_documents) {
-                *sum += more;
-            }
+        if let (Some(sums), Some((tokens, documents))) = (&mut self.counts, &read.counts) {
+            sums[usize::from(taken)].add(tokens, documents);
         }
         let first = self.dictionaries.len();
         match manifest {
@@ -221,6 +250,7 @@ impl Corpus {
                             dictionaries: names,
                         },
                     )?;
+                    killpoint::reach("a unit is read");
                 }
             }
         }

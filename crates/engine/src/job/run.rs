@@ -2,30 +2,32 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
-use pmill_count::{CountSettings as KernelSettings, keep_probability};
+use pmill_count::CountSettings as KernelSettings;
 use pmill_store::{JobName, Warehouse};
 use pmill_text::Vocabulary;
 
+use super::base::{Base, Subsample};
+use super::commit::Changes;
 use super::prepared::{Prepared, Skipped};
 use super::reading::Corpus;
-use super::{CountJob, CountSummary, Facts, Status};
+use super::taken::Taken;
+use super::{CountJob, Facts};
 use crate::budget::Budget;
-use crate::counting::Counting;
+use crate::counting::{Counting, RangeFile};
 use crate::error::EngineError;
 use crate::input::InputFile;
-use crate::memory::peak_rss;
 use crate::progress::{Progress, StopFlag};
+use crate::read::FileTally;
+use crate::row_set::RowSet;
 use crate::scan::CorpusFile;
-use crate::settings::ContextKind;
-use crate::sources::SourceRow;
+use crate::settings::{ContextKind, ContextSettings};
+use crate::sources::{SourceRow, SourceStatus};
 use crate::tables::{TableFolder, table_ranges};
 use crate::units::{self, Unit};
-use crate::vocabulary;
 use crate::work::WorkFolder;
 
-/// One run of a job that does not exist yet.
+/// One run: a first count, or a batch that adds to a job and takes out of it.
 pub(super) struct Run<'a> {
     pub(super) job: &'a CountJob,
     pub(super) name: &'a JobName,
@@ -34,138 +36,252 @@ pub(super) struct Run<'a> {
     pub(super) progress: &'a dyn Progress,
     pub(super) stop: &'a StopFlag,
     pub(super) budget: Budget,
+    /// What is added, then what is taken.
     pub(super) files: &'a [CorpusFile],
+    /// The last of the files, as what they are taken out.
+    pub(super) taken: &'a [Taken],
+    /// By file: the rows that are read; `None` for all.
+    pub(super) rows: Vec<Option<RowSet>>,
+    /// The job as it is; `None` for a first count.
+    pub(super) base: Option<&'a Base>,
     pub(super) job_folder: &'a Path,
-    pub(super) started: Instant,
+}
+
+/// What a run came to.
+pub(super) struct Done {
+    pub(super) version: u64,
+    pub(super) facts: Facts,
+    pub(super) files: u64,
+    pub(super) skipped: u64,
+    pub(super) added: FileTally,
+    pub(super) taken: FileTally,
+    /// Features added that are outside the vocabulary.
+    pub(super) outside: u64,
+    pub(super) dropped_features: u64,
+    pub(super) units: u64,
+    pub(super) spilled_bytes: u64,
+    pub(super) notes: Vec<String>,
 }
 
 impl Run<'_> {
-    pub(super) fn run(&self, bad: Skipped) -> Result<CountSummary, EngineError> {
-        let units = units::plan(self.files, self.budget.unit_bytes());
+    pub(super) fn run(&self, bad: Skipped) -> Result<Done, EngineError> {
+        let units = self.plan_units();
         let digest = self.digest(&units);
         let work = WorkFolder::open(self.job_folder, &digest)?;
-        let given = match &self.job.settings.vocabulary.file {
-            Some(path) => Some(Arc::new(Vocabulary::from_file(path)?)),
-            None => None,
+        let given = match (&self.job.settings.vocabulary.file, self.base) {
+            (Some(_), Some(base)) => Some(base.vocabulary.clone()),
+            (Some(path), None) => Some(Arc::new(Vocabulary::from_file(path)?)),
+            (None, _) => None,
         };
         let mut corpus = self.read(&units, &work, given.as_ref())?;
-        let (vocabulary, types, given_map) = self.vocabulary(given.as_deref(), &corpus)?;
-        let vocabulary = Arc::new(vocabulary);
-        let counting = self.counting(&vocabulary, &corpus, &digest)?;
+        let (added, taken) = self.tallies(&corpus)?;
+        let totals = self.totals(given.as_deref(), &corpus, &digest)?;
+        let mut facts = self.facts_before();
+        facts.rows = change("rows", facts.rows, added.rows, taken.rows)?;
+        facts.tokens = change("tokens", facts.tokens, added.tokens, taken.tokens)?;
+        facts.types = totals.types;
+        facts.terms = totals.vocabulary.len() as u64;
+        let subsample = self.subsample(&totals.vocabulary, &facts)?;
+        let counting = self.counting(&totals.vocabulary, &facts, subsample.as_ref(), &digest)?;
         let counted = self.count(
             &counting,
             &units,
             &mut corpus,
-            &vocabulary,
-            given_map,
+            &totals.vocabulary,
+            totals.given_map,
             &work,
         )?;
-
-        let mut notes = Vec::new();
-        let (mut rows, mut tokens) = (0, 0);
-        let mut source_rows: Vec<SourceRow> = bad
-            .iter()
-            .map(|(file, error)| SourceRow::skipped(file, error.to_string()))
-            .collect();
-        for (index, file) in self.files.iter().enumerate() {
-            let tally = corpus.tallies[index];
-            source_rows.push(match &corpus.bad[index] {
-                Some(message) => SourceRow::skipped(&file.input, message.clone()),
-                None => {
-                    rows += tally.rows;
-                    tokens += tally.tokens;
-                    SourceRow::counted(&file.input, tally)
-                }
-            });
+        facts.pairs = counted.files.iter().map(|file| file.pairs).sum();
+        facts.units = units_of(&counted.files).to_string();
+        let [dropped, taken_dropped] = counted.dropped_features;
+        facts.dropped_features = change(
+            "dropped features",
+            facts.dropped_features,
+            dropped,
+            taken_dropped,
+        )?;
+        let mut sources = self.sources(&bad, &corpus, &digest);
+        let (mut skipped, mut notes) = (0, Vec::new());
+        for row in &sources {
+            if row.batch == digest && row.status == SourceStatus::Skipped {
+                skipped += 1;
+                let reason = row.message.as_deref().unwrap_or_default();
+                notes.push(format!("skipped: {reason}"));
+            }
         }
-        source_rows.sort_by(|a, b| a.uri.cmp(&b.uri));
-        let skipped = source_rows
-            .iter()
-            .filter(|row| row.message.is_some())
-            .count() as u64;
-        for row in source_rows.iter().filter(|row| row.message.is_some()) {
-            notes.push(format!(
-                "skipped: {}",
-                row.message.as_deref().unwrap_or_default()
-            ));
+        let files = (self.added_files() + bad.len()) as u64 - skipped;
+        if facts.rows == 0 || facts.tokens == 0 {
+            notes.push(self.why_empty(files, &facts));
         }
-        let files = source_rows.len() as u64 - skipped;
-        if files == 0 {
-            notes.push("no file was counted: the tables are empty".into());
-        } else if rows == 0 {
-            notes.push("the input has no rows: the tables are empty".into());
-        } else if tokens == 0 {
-            notes.push("no row has a feature: the tables are empty".into());
-        }
-        let units_sum: u128 = counted
-            .files
-            .iter()
-            .map(|file| file.units.parse().unwrap_or(0))
-            .sum();
-        let facts = Facts {
-            rows,
-            tokens,
-            types,
-            terms: vocabulary.len() as u64,
-            pairs: counted.files.iter().map(|file| file.pairs).sum(),
-            units: units_sum.to_string(),
-            weight_unit: self.prepared.recorded.weight_unit,
-            dropped_features: counted.dropped_features,
-        };
-        let version = self.commit(&vocabulary, &source_rows, counted.files, &facts, &digest)?;
-        Ok(CountSummary {
-            status: Status::Counted,
-            job: self.name.to_string(),
+        let outside = added.tokens - totals.tokens_inside.min(added.tokens);
+        let version = self.commit(
+            Changes {
+                vocabulary: &totals.vocabulary,
+                sources: &mut sources,
+                pairs: counted.files,
+                outside: totals.outside,
+                facts: &facts,
+                subsample: subsample.as_ref(),
+            },
+            &digest,
+        )?;
+        Ok(Done {
             version,
+            facts,
             files,
             skipped,
-            rows,
-            tokens,
-            types,
-            terms: facts.terms,
-            pairs: facts.pairs,
-            dropped_features: facts.dropped_features,
+            added,
+            taken,
+            outside,
+            dropped_features: dropped,
             units: units.len() as u64,
             spilled_bytes: counted.spilled_bytes,
-            seconds: self.started.elapsed().as_secs_f64(),
-            peak_memory_bytes: peak_rss().map(|size| size.0),
             notes,
         })
     }
 
-    /// Names the plan: the same inputs, settings and cut have the same name.
-    pub(super) fn digest(&self, units: &[Unit]) -> String {
-        let inputs: Vec<&InputFile> = self.files.iter().map(|file| &file.input).collect();
-        let text =
-            serde_json::to_vec(&(&self.prepared.recorded, inputs, units)).unwrap_or_default();
-        blake3::hash(&text).to_hex()[..16].to_owned()
+    fn why_empty(&self, files: u64, facts: &Facts) -> String {
+        let why = if self.base.is_some() {
+            "nothing is left"
+        } else if files == 0 {
+            "no file was counted"
+        } else if facts.rows == 0 {
+            "the input has no rows"
+        } else {
+            "no row has a feature"
+        };
+        format!("{why}: the tables are empty")
     }
 
-    /// The vocabulary, the number of distinct terms met, and the way from provisional ids to its
-    /// ids when the terms were given.
-    pub(super) fn vocabulary(
+    pub(super) fn added_files(&self) -> usize {
+        self.files.len() - self.taken.len()
+    }
+
+    /// Whether a unit is taken out; no unit is half of it.
+    pub(super) fn is_taken(&self, unit: &Unit) -> bool {
+        unit.slices
+            .first()
+            .is_some_and(|slice| slice.file >= self.added_files())
+    }
+
+    /// Units of what is added; those of what is taken come behind them.
+    pub(super) fn added_units(&self) -> usize {
+        units::plan(&self.files[..self.added_files()], self.budget.unit_bytes()).len()
+    }
+
+    fn plan_units(&self) -> Vec<Unit> {
+        let (add, take) = self.files.split_at(self.added_files());
+        let mut units = units::plan(add, self.budget.unit_bytes());
+        for mut unit in units::plan(take, self.budget.unit_bytes()) {
+            unit.number = units.len();
+            for slice in &mut unit.slices {
+                slice.file += add.len();
+            }
+            units.push(unit);
+        }
+        units
+    }
+
+    /// Names the plan: the same inputs, settings and cut, on the same version, have the same name.
+    pub(super) fn digest(&self, units: &[Unit]) -> String {
+        let inputs: Vec<&InputFile> = self.files.iter().map(|file| &file.input).collect();
+        let plan = (&self.prepared.recorded, inputs, units);
+        let text = match self.base {
+            None => serde_json::to_vec(&plan),
+            Some(base) => {
+                let taken: Vec<_> = self.taken.iter().map(Taken::identity).collect();
+                serde_json::to_vec(&(plan, base.job.pairs.version(), taken))
+            }
+        };
+        blake3::hash(&text.unwrap_or_default()).to_hex()[..16].to_owned()
+    }
+
+    /// Rows and tokens that are added, and that are taken.
+    fn tallies(&self, corpus: &Corpus) -> Result<(FileTally, FileTally), EngineError> {
+        let mut sums = [FileTally::default(); 2];
+        for (file, tally) in corpus.tallies.iter().enumerate() {
+            let taken = file.checked_sub(self.added_files());
+            if let Some(taken) = taken {
+                self.taken[taken].check(*tally)?;
+            }
+            if corpus.bad[file].is_none() {
+                let sum = &mut sums[usize::from(taken.is_some())];
+                sum.rows += tally.rows;
+                sum.tokens += tally.tokens;
+            }
+        }
+        Ok((sums[0], sums[1]))
+    }
+
+    fn facts_before(&self) -> Facts {
+        match self.base {
+            Some(base) => base.facts.clone(),
+            None => Facts {
+                rows: 0,
+                tokens: 0,
+                types: 0,
+                terms: 0,
+                pairs: 0,
+                units: "0".to_owned(),
+                weight_unit: self.prepared.recorded.weight_unit,
+                dropped_features: 0,
+            },
+        }
+    }
+
+    /// The rows of `sources` after this run.
+    fn sources(&self, bad: &Skipped, corpus: &Corpus, digest: &str) -> Vec<SourceRow> {
+        let mut rows = self
+            .base
+            .map(|base| base.sources.clone())
+            .unwrap_or_default();
+        for (index, taken) in self.taken.iter().enumerate() {
+            let tally = corpus.tallies[self.added_files() + index];
+            taken.record(&mut rows, tally, digest);
+        }
+        let mut new: Vec<SourceRow> = bad
+            .iter()
+            .map(|(file, error)| SourceRow::skipped(file, error.to_string(), digest))
+            .collect();
+        for (index, file) in self.files[..self.added_files()].iter().enumerate() {
+            new.push(match &corpus.bad[index] {
+                Some(message) => SourceRow::skipped(&file.input, message.clone(), digest),
+                None => SourceRow::counted(&file.input, corpus.tallies[index], digest),
+            });
+        }
+        // A file that comes (again) stands in place of what was known of it.
+        let come: std::collections::HashSet<&str> =
+            new.iter().map(|row| row.uri.as_str()).collect();
+        rows.retain(|row| !come.contains(row.uri.as_str()));
+        rows.extend(new);
+        rows
+    }
+
+    fn subsample(
         &self,
-        given: Option<&Vocabulary>,
-        corpus: &Corpus,
-    ) -> Result<(Vocabulary, u64, Option<Vec<u32>>), EngineError> {
-        match (given, &corpus.counts) {
-            (Some(given), Some((tokens, documents))) => {
-                let types = tokens.iter().filter(|count| **count > 0).count() as u64;
-                let (vocabulary, map) = given.recount(tokens, documents)?;
-                Ok((vocabulary, types, Some(map)))
-            }
-            _ => {
-                let rule = self.job.settings.vocabulary.rule();
-                let chosen = vocabulary::choose(&corpus.dictionaries, &rule, &self.budget)?;
-                Ok((chosen.vocabulary, chosen.types, None))
-            }
+        vocabulary: &Vocabulary,
+        facts: &Facts,
+    ) -> Result<Option<Subsample>, EngineError> {
+        let Some(threshold) = self.job.settings.context.subsample else {
+            return Ok(None);
+        };
+        match self.base {
+            None => Ok(Some(Subsample::freeze(threshold, vocabulary, facts.tokens))),
+            Some(base) => match &base.subsample {
+                Some(frozen) => Ok(Some(frozen.clone())),
+                None => Err(EngineError::Setting(format!(
+                    "job `{}` subsamples and was counted by a version of pmill that did not keep the chances; count into another job",
+                    self.name
+                ))),
+            },
         }
     }
 
     pub(super) fn counting(
         &self,
         vocabulary: &Vocabulary,
-        corpus: &Corpus,
+        facts: &Facts,
+        subsample: Option<&Subsample>,
         digest: &str,
     ) -> Result<Counting<'_>, EngineError> {
         let context = &self.job.settings.context;
@@ -175,23 +291,12 @@ impl Run<'_> {
                 EngineError::Setting("the vocabulary has more than 2^32 terms".into())
             })?,
         };
-        let tokens: u64 = corpus.tallies.iter().map(|tally| tally.tokens).sum();
-        let rows: u64 = corpus.tallies.iter().map(|tally| tally.rows).sum();
-        let reach = match context.kind {
-            ContextKind::Document => (tokens / rows.max(1)).max(1),
-            ContextKind::Window => 2 * u64::from(context.window),
-        };
-        let keep = context.subsample.map(|threshold| {
-            (0..kernel.vocabulary_size)
-                .map(|id| keep_probability(threshold, vocabulary.tokens(id), tokens))
-                .collect()
-        });
         Ok(Counting {
             block_bytes: self.budget.block(&kernel, vocabulary.held_bytes() as u64)?,
             kernel,
-            keep,
+            keep: subsample.map(Subsample::keep),
             threads: self.job.threads,
-            ranges: table_ranges(vocabulary, reach),
+            ranges: table_ranges(vocabulary, reach(context, facts)),
             folder: self.folder("pairs"),
             batch: digest.to_owned(),
             progress: self.progress,
@@ -207,4 +312,31 @@ impl Run<'_> {
             self.prepared.session.handle(),
         )
     }
+}
+
+/// How many others a token meets, for the plan of the table's files: a function of the totals
+/// alone, so that the files do not depend on the way that led to them.
+pub(crate) fn reach(context: &ContextSettings, facts: &Facts) -> u64 {
+    match context.kind {
+        ContextKind::Document => (facts.tokens / facts.rows.max(1)).max(1),
+        ContextKind::Window => 2 * u64::from(context.window),
+    }
+}
+
+/// The sum of all counts, in weight units.
+pub(crate) fn units_of(files: &[RangeFile]) -> u128 {
+    files
+        .iter()
+        .map(|file| file.units.parse().unwrap_or(0))
+        .sum()
+}
+
+fn change(what: &str, had: u64, more: u64, less: u64) -> Result<u64, EngineError> {
+    had.checked_add(more)
+        .and_then(|sum| sum.checked_sub(less))
+        .ok_or_else(|| {
+            EngineError::Setting(format!(
+                "the job has {had} {what}, and {less} would be taken out: what is to be taken out was never counted; nothing was changed"
+            ))
+        })
 }
