@@ -358,3 +358,126 @@ def test_numpy_moments(folder):
     )
     check(row, "s", [entropy])
     check(row, "rank", [math.exp(entropy)])
+
+
+@pytest.fixture(scope="module")
+def activations(folder):
+    """Two layers of a made-up network, labels, and predicted probabilities."""
+    draw = np.random.default_rng(12)
+    label = draw.integers(0, 4, 900)
+    layer = np.round(np.maximum(draw.normal(size=(900, 6)) + label[:, None] * np.linspace(0, 1, 6), 0), 3)
+    next_layer = layer @ draw.normal(size=(6, 3)) + draw.normal(size=(900, 3))
+    logits = draw.normal(size=(900, 5)) + 2 * np.eye(5)[label]
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    columns = {
+        "i": list(range(900)),
+        "label": label,
+        "v": pa.array(layer.tolist(), pa.list_(pa.float32())),
+        "w": pa.array(next_layer.tolist()),
+        "p": pa.array(probabilities.tolist()),
+    }
+    return layer.astype(np.float32).astype(float), next_layer, label, probabilities, write(folder, "activations", columns)
+
+
+def test_numpy_quantiles(activations, folder):
+    layer, _, label, _, file = activations
+    for share in (0, 0.05, 0.5, 0.9371, 1):
+        row = ask(f"SELECT exact_quantile(w[1], {share}) AS one FROM '{file}'", folder)
+        check(row, "one", [np.quantile(activations[1][:, 0], share)])
+        units = ask(f"SELECT unnest(unit_quantile(v, {share})) AS q FROM '{file}'", folder)
+        check(units, "q", np.quantile(layer, share, axis=0))
+    grouped = ask(f"SELECT label, exact_quantile(w[2], 0.25) AS q FROM '{file}' GROUP BY label ORDER BY label", folder)
+    check(grouped, "q", [np.quantile(activations[1][label == k, 1], 0.25) for k in range(4)])
+
+
+def test_numpy_top_k_of_each_unit(activations, folder):
+    layer, next_layer, _, _, file = activations
+    units = ask(
+        "SELECT t[1]['label'] AS first, t[3]['value'] AS third FROM "
+        f"(SELECT unnest(unit_top_k(w, i, 3)) AS t FROM '{file}')",
+        folder,
+    )
+    order = np.argsort(-next_layer, axis=0)
+    assert [int(row["first"]) for row in units] == order[0].tolist()
+    check(units, "third", np.sort(next_layer, axis=0)[-3])
+
+
+def test_numpy_cross_correlation_of_two_layers(activations, folder):
+    layer, next_layer, _, _, file = activations
+    rows = ask(
+        "SELECT e['value'] AS value FROM (SELECT unnest(matrix_entries(correlation_matrix(v, w))) AS e "
+        f"FROM '{file}') ORDER BY e['row'], e['column']",
+        folder,
+    )
+    check(rows, "value", np.corrcoef(layer.T, next_layer.T)[:6, 6:].ravel())
+
+
+@pytest.mark.parametrize("bins", [3, 30])
+def test_binned_mutual_information_of_a_layer(activations, folder, bins):
+    metrics = pytest.importorskip("sklearn.metrics")
+    layer, _, label, _, file = activations
+    distinct = np.unique(layer)
+    edges = [distinct[number * len(distinct) // bins] for number in range(1, bins)]
+    found = ask(f"SELECT unnest(equal_count_edges(v, {bins})) AS e FROM '{file}'", folder)
+    check(found, "e", edges)
+    states = [",".join(map(str, row)) for row in np.digitize(layer, edges)]
+    row = ask(
+        f"WITH e AS (SELECT equal_count_edges(v, {bins}) AS edges FROM '{file}') "
+        "SELECT mutual_information(bin_vector(v, edges), label) AS label_mi, "
+        f"mutual_information(bin_vector(v, edges), i) AS input_mi FROM '{file}', e",
+        folder,
+    )
+    check(row, "label_mi", [metrics.mutual_info_score(states, label)])
+    # A deterministic layer: its information on the input is the entropy of its states.
+    check(row, "input_mi", [stats.entropy(list(collections.Counter(states).values()))])
+
+
+def test_scipy_attention_entropy_by_head(folder):
+    draw = np.random.default_rng(14)
+    attention = draw.dirichlet(np.full(16, 0.3), size=200)
+    head = np.arange(200) % 4
+    file = write(folder, "attention", {"head": head, "a": pa.array(attention.tolist())})
+    rows = ask(f"SELECT avg(vector_entropy(a, 2)) AS h FROM '{file}' GROUP BY head ORDER BY head", folder)
+    check(rows, "h", [stats.entropy(attention[head == k], base=2, axis=1).mean() for k in range(4)])
+
+
+def test_numpy_class_conditional_mi(activations, folder):
+    _, _, label, probabilities, file = activations
+    within = sum((label == k).sum() * stats.entropy(probabilities[label == k].mean(axis=0)) for k in range(4))
+    expected = (within - stats.entropy(probabilities, axis=1).sum()) / len(label)
+    row = ask(f"SELECT class_conditional_mi(label, p) AS mi FROM '{file}'", folder)
+    check(row, "mi", [expected])
+
+
+def test_conditional_mutual_information_is_the_mean_of_the_groups(folder):
+    metrics = pytest.importorskip("sklearn.metrics")
+    draw = np.random.default_rng(15)
+    z = draw.integers(0, 3, 4000)
+    x = (draw.integers(0, 5, 4000) + z) % 6
+    y = np.where(draw.random(4000) < 0.4, x, draw.integers(0, 6, 4000))
+    file = write(folder, "three", {"x": x, "y": y, "z": z})
+    row = ask(f"SELECT conditional_mutual_information(x, y, z) AS mi FROM '{file}'", folder)
+    check(row, "mi", [sum((z == k).mean() * metrics.mutual_info_score(x[z == k], y[z == k]) for k in range(3))])
+
+
+def test_a_join_of_pmi_with_accuracy_over_20_bins_and_the_gap(folder):
+    draw = np.random.default_rng(16)
+    pmi = np.round(draw.normal(size=2000), 9)
+    accuracy = (draw.random(2000) < 1 / (1 + np.exp(-pmi))).astype(int)
+    scores = write(folder, "scores", {"id": list(range(2000)), "pmi": pmi})
+    answers = write(folder, "answers", {"id": list(range(2000)), "right": accuracy})
+    row = ask(
+        "SELECT bootstrap_ci(pmi, \"right\", 'binned_pearson', 0.95, 200, 7)['estimate'] AS binned, "
+        "bootstrap_ci(pmi, \"right\", 'gap', 0.95, 200, 7)['estimate'] AS gap, pearson(pmi, \"right\") AS raw, "
+        "bootstrap_ci(pmi, \"right\", 'gap', 0.95, 200, 7)['lower'] AS low "
+        f"FROM '{scores}' JOIN '{answers}' USING (id)",
+        folder,
+    )
+    order = np.argsort(pmi, kind="stable")
+    bins = np.array_split(order, 20)
+    means = np.array([[pmi[b].mean(), accuracy[b].mean()] for b in bins]).T
+    check(row, "binned", [np.corrcoef(means)[0, 1]])
+    check(row, "raw", [stats.pearsonr(pmi, accuracy)[0]])
+    gap = accuracy[order[-100:]].mean() - accuracy[order[:100]].mean()
+    check(row, "gap", [gap])
+    assert 0 < number(row[0]["low"]) < gap

@@ -11,6 +11,7 @@ mod embed;
 mod evaluate;
 #[cfg(feature = "matrix")]
 mod export;
+mod functions;
 mod inspect;
 mod limits;
 mod merge;
@@ -87,6 +88,8 @@ enum Command {
     /// Make word vectors from a table, evaluate them, ask for neighbours
     #[cfg(feature = "matrix")]
     Embed(embed::EmbedArgs),
+    /// Print the reference of the SQL functions: formula, range, limits, source
+    Functions(functions::FunctionsArgs),
     /// Show a warehouse's jobs, or one job's settings, versions, sources and sizes
     Inspect(inspect::InspectArgs),
     /// Correlate the mean PMI of examples with a model's answers
@@ -129,6 +132,7 @@ fn main() -> std::process::ExitCode {
         Command::Export(args) => args.run(&cli.global),
         #[cfg(feature = "matrix")]
         Command::Embed(args) => args.run(&cli.global),
+        Command::Functions(args) => args.run(&cli.global),
         Command::Inspect(args) => args.run(&cli.global),
         Command::Correlate(args) => args.run(&cli.global),
         Command::Evaluate(args) => args.run(&cli.global),

@@ -26,13 +26,8 @@ pub struct ScoreArgs {
     /// Name of the job
     #[arg(long, value_name = "JOB")]
     name: String,
-    /// Measures, with parameters as 'sppmi(shift=5)'
-    #[arg(
-        long = "measure",
-        value_name = "M",
-        value_delimiter = ',',
-        default_value = "pmi,npmi,ppmi"
-    )]
+    /// Measures, with parameters as 'sppmi(k=5)'
+    #[arg(long = "measure", value_name = "M", default_value = "pmi,npmi,ppmi")]
     measures: Vec<String>,
     /// Logarithm base: e, 2 or 10
     #[arg(long, value_name = "B", default_value = "e")]
@@ -72,7 +67,7 @@ impl ScoreArgs {
     pub fn run(self, global: &Global) -> Outcome {
         let settings = ScoreSettings {
             preset: self.preset.map(|PresetArg::QuXie| Preset::QuXie),
-            measures: self.measures,
+            measures: self.measures.iter().flat_map(|list| split(list)).collect(),
             base: self.base,
             marginals: self.marginals.map(|marginals| match marginals {
                 MarginalsArg::Documents => Marginals::Documents,
@@ -84,6 +79,20 @@ impl ScoreArgs {
         };
         run(&self.warehouse, &self.name, &settings, global)
     }
+}
+
+/// Measures between commas; commas in brackets stand between parameters.
+fn split(list: &str) -> Vec<String> {
+    let mut depth = 0_u32;
+    let parts = list.split(|c| {
+        match c {
+            '(' => depth += 1,
+            ')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == ',' && depth == 0
+    });
+    parts.map(|part| part.trim().to_owned()).collect()
 }
 
 /// Scores and sums up.
@@ -126,4 +135,18 @@ fn describe(summary: &ScoreSummary) -> String {
         let _ = writeln!(text, "  note: {note}");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commas_in_brackets_belong_to_the_measure() {
+        assert_eq!(
+            split("pmi, cpmi(smoothed_total=9,alpha=1),npmi"),
+            ["pmi", "cpmi(smoothed_total=9,alpha=1)", "npmi"]
+        );
+        assert_eq!(split("pmi"), ["pmi"]);
+    }
 }

@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 use crate::error::EngineError;
 use crate::time_travel;
 
-/// Makes the jobs of a warehouse the schemas of the session's default catalog.
+/// Makes the jobs of a warehouse the schemas of the session's default catalog, and adds the table functions.
 ///
 /// # Errors
 /// When the warehouse cannot be listed.
@@ -51,23 +51,41 @@ pub async fn register_at(
         .catalog
         .default_catalog
         .clone();
-    context.register_catalog(
-        name,
-        Arc::new(WarehouseCatalog {
-            jobs,
-            older: Mutex::new(HashMap::new()),
-            public: Arc::new(MemorySchemaProvider::new()),
-        }),
-    );
+    let catalog = Arc::new(WarehouseCatalog {
+        jobs,
+        older: Mutex::new(HashMap::new()),
+        public: Arc::new(MemorySchemaProvider::new()),
+    });
+    crate::table_functions::register(context, &catalog).map_err(crate::session::query)?;
+    context.register_catalog(name, catalog);
     Ok(())
 }
 
+/// The jobs of one warehouse.
 #[derive(Debug)]
-struct WarehouseCatalog {
+pub struct WarehouseCatalog {
     jobs: Vec<(JobName, Arc<JobSchema>)>,
     /// Versions that queries have named, by their schema (`captions@3`).
     older: Mutex<HashMap<String, Arc<JobSchema>>>,
     public: Arc<MemorySchemaProvider>,
+}
+
+impl WarehouseCatalog {
+    /// A job, at the version that its tables have in this catalog; `None` when there is no such job.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub(crate) async fn job(&self, name: &str) -> Result<Option<&Job>> {
+        match self.jobs.iter().find(|(job, _)| job.as_str() == name) {
+            Some((_, schema)) => schema.job().await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The names of the jobs.
+    pub(crate) fn job_names(&self) -> impl Iterator<Item = &str> {
+        self.jobs.iter().map(|(name, _)| name.as_str())
+    }
 }
 
 const PUBLIC: &str = "public";

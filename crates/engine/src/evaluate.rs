@@ -72,7 +72,7 @@ pub fn evaluate(
         .session()
         .wait(stream.try_collect())
         .map_err(crate::session::query)?;
-    let mut cells: BTreeMap<(String, Option<String>), u64> = BTreeMap::new();
+    let mut cells = Cells::new();
     for batch in batches {
         let text = |index: usize| arrow::compute::cast(batch.column(index), &DataType::Utf8);
         let (a, b) = (
@@ -91,7 +91,11 @@ pub fn evaluate(
     Ok(compare(&cells))
 }
 
-fn compare(cells: &BTreeMap<(String, Option<String>), u64>) -> Evaluation {
+/// Rows by true class and predicted one.
+type Cells = BTreeMap<Cell, u64>;
+type Cell = (String, Option<String>);
+
+fn compare(cells: &Cells) -> Evaluation {
     let names: BTreeSet<&String> = cells
         .keys()
         .flat_map(|(truth, predicted)| [Some(truth), predicted.as_ref()])
@@ -105,7 +109,7 @@ fn compare(cells: &BTreeMap<(String, Option<String>), u64>) -> Evaluation {
     let classes: Vec<ClassReport> = names
         .iter()
         .map(|class| {
-            let of = |keep: &dyn Fn(&(String, Option<String>)) -> bool| -> u64 {
+            let of = |keep: &dyn Fn(&Cell) -> bool| -> u64 {
                 cells
                     .iter()
                     .filter(|(key, _)| keep(key))

@@ -47,6 +47,7 @@ pub mod sources;
 pub mod sql;
 pub mod stored;
 pub mod stores;
+pub mod table_functions;
 pub mod tables;
 pub mod time_travel;
 pub mod tokens;
@@ -58,6 +59,7 @@ pub mod work;
 pub mod workers;
 
 pub use error::{EngineError, FileFault, Kind};
+pub use pmill_stats as stats;
 pub use pmill_store as store;
 pub use pmill_text as text;
 /// The kernel's settings.

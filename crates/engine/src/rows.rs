@@ -383,6 +383,7 @@ impl TableRows {
     ///
     /// # Errors
     /// Those of the table, of the measure, of `each`; a stop.
+    #[allow(clippy::too_many_arguments)] // Each is a thing of its own, given once.
     pub fn bands<E: From<EngineError>>(
         &self,
         survey: &Survey,

@@ -49,7 +49,7 @@ pub struct ScoreSettings {
     /// `qu-xie` sets marginals and smoothing of that paper, and adds its score.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<Preset>,
-    /// Measures by name, with parameters as `sppmi(shift=5)`.
+    /// Measures by name, with parameters as `sppmi(k=5)`.
     pub measures: Vec<String>,
     /// Logarithm base: `e`, `2` or `10`.
     pub base: String,
@@ -210,8 +210,8 @@ fn event_space(marginals: Marginals, kind: ContextKind, side: Side) -> String {
     }
 }
 
-/// `sppmi(shift=5)` as column name and SQL.
-fn column(text: &str, base: Base) -> Result<(String, String), EngineError> {
+/// `sppmi(k=5)` as column name and SQL.
+pub(crate) fn column(text: &str, base: Base) -> Result<(String, String), EngineError> {
     let (name, arguments) = match text.split_once('(') {
         None => (text.trim(), ""),
         Some((name, rest)) => (

@@ -34,7 +34,7 @@ impl MatrixMarketSink {
             shape.columns
         );
         // The number of entries is filled in at the end.
-        write!(file, "{head}{:>20}\n", "").map_err(MatrixError::io("write", &path))?;
+        writeln!(file, "{head}{:>20}", "").map_err(MatrixError::io("write", &path))?;
         Ok(Self {
             path,
             file,

@@ -8,6 +8,7 @@ use crate::estimators::correlation::{self, Pairs, Pearson};
 use crate::estimators::divergence::{ClassConditional, JensenShannon, Sums};
 use crate::estimators::entropy::Entropy;
 use crate::estimators::moments::{self, Moments};
+use crate::estimators::quantiles::{self, Quantiles, UnitTops};
 use crate::estimators::table::TableEstimator;
 use crate::estimators::table_measures as measure;
 use crate::estimators::vectors::{self, Edges, Top};
@@ -53,6 +54,27 @@ const BAD_NUMBERS: &str = "fewer than 2 rows, or a constant column: NULL; NaN, i
      than 1e-70): NULL; rows with a NULL are left out";
 const BAD_VECTORS: &str = "fewer rows than needed, vectors of different lengths, a NULL, NaN or infinite entry: NULL; a \
      constant entry correlates as NULL; the last digits may depend on the order of the rows";
+
+const SHARE: Parameter = Parameter {
+    name: "share",
+    default: Default::Number(0.5),
+    accepts: Accepts::Number {
+        min: 0.0,
+        max: 1.0,
+        above: false,
+    },
+    help: "share of the values below; 0.5 is the median",
+};
+const TOP_K: Parameter = Parameter {
+    name: "k",
+    default: Default::Number(10.0),
+    accepts: Accepts::Number {
+        min: 1.0,
+        max: 1_000_000.0,
+        above: false,
+    },
+    help: "how many",
+};
 
 /// All aggregate functions.
 pub static AGGREGATES: &[AggregateSpec] = &[
@@ -451,17 +473,47 @@ pub static AGGREGATES: &[AggregateSpec] = &[
             column("value", ColumnKind::Number),
             column("label", ColumnKind::Key),
         ],
-        parameters: &[Parameter {
-            name: "k",
-            default: Default::Number(10.0),
-            accepts: Accepts::Number {
-                min: 1.0,
-                max: 1_000_000.0,
-                above: false,
-            },
-            help: "how many",
-        }],
+        parameters: &[TOP_K],
         make: Top::make,
         returns: vectors::top_type,
+    },
+    AggregateSpec {
+        name: "exact_quantile",
+        title: "Exact quantile of a column",
+        formula: "v_(⌊h⌋) + (h − ⌊h⌋) · (v_(⌊h⌋+1) − v_(⌊h⌋)), h = share · (rows − 1), v sorted from 0",
+        range: "smallest … largest value",
+        limits: "no rows, or a NaN: NULL; rows with a NULL are left out; all values of a group are kept in memory (8 bytes each)",
+        source: "Hyndman & Fan 1996, type 7 (as NumPy's default)",
+        columns: &[column("value", ColumnKind::Number)],
+        parameters: &[SHARE],
+        make: Quantiles::of_numbers,
+        returns: number,
+    },
+    AggregateSpec {
+        name: "unit_quantile",
+        title: "Exact quantile of each entry of a column of vectors: of each unit",
+        formula: "exact_quantile of entry 1, of entry 2, …",
+        range: "list of numbers, one a unit",
+        limits: "no rows, vectors of different lengths, a NULL or NaN entry: NULL; all values of a group are kept in memory (8 bytes each)",
+        source: "Hyndman & Fan 1996, type 7 (as NumPy's default)",
+        columns: &[column("vector", ColumnKind::Vector)],
+        parameters: &[SHARE],
+        make: Quantiles::of_units,
+        returns: vectors::list_type,
+    },
+    AggregateSpec {
+        name: "unit_top_k",
+        title: "The k largest values of each entry of a column of vectors, with their labels",
+        formula: "top_k of entry 1, of entry 2, …",
+        range: "list, one a unit, of lists of struct(value, label)",
+        limits: "no rows, vectors of different lengths, a NULL or NaN entry: NULL; k values and labels a unit are kept in memory",
+        source: "",
+        columns: &[
+            column("vector", ColumnKind::Vector),
+            column("label", ColumnKind::Key),
+        ],
+        parameters: &[TOP_K],
+        make: UnitTops::make,
+        returns: quantiles::unit_tops_type,
     },
 ];

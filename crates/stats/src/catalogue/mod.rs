@@ -2,9 +2,11 @@
 //! `pmill score --measure` and the registration all read it.
 
 mod aggregates;
+mod entry;
 mod measures;
 mod others;
 mod page;
+mod tables;
 
 use crate::StatsError;
 use crate::base::Base;
@@ -12,9 +14,11 @@ use crate::block::CountBlock;
 
 pub use crate::estimators::{AggregateSpec, ColumnKind, ColumnSpec};
 pub use aggregates::AGGREGATES;
+pub use entry::{Entry, FunctionKind, entries};
 pub use measures::MEASURES;
 pub use others::*;
 pub use page::reference_page;
+pub use tables::*;
 
 /// A parameter of a function after its counts or columns: a constant of the query.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -2,8 +2,7 @@
 
 use std::fmt::Write;
 
-use super::others::Kind;
-use super::{AGGREGATES, ColumnKind, MEASURES, OTHERS, Parameter};
+use super::entry::{FunctionKind, entries};
 
 const INTRODUCTION: &str = "\
 # Functions
@@ -11,7 +10,8 @@ const INTRODUCTION: &str = "\
 Every statistical function that pmill adds to SQL: association measures of a pair, estimators over many rows, and helpers. \
 They are there in `pmill sql`, in the servers and on a cluster; `pmill score --measure` takes the names of the measures.
 
-This page is written from the program (`UPDATE_PAGE=1 cargo test -p pmill-stats page`); a test fails when it is stale.
+This page is written from the program (`UPDATE_PAGE=1 cargo test -p pmill-stats page`); a test fails when it is stale. \
+`pmill functions NAME` prints one entry, `pmill functions --json` all of them. [sql.md](sql.md) has worked examples.
 
 ## What the counts mean
 
@@ -58,136 +58,27 @@ nearest f64 (fractional window weights are floats). PMI, and every difference fr
 Logarithms are natural unless `base` says otherwise. Arguments may be named: `pmi(n_xy, n_x, n_y, n, base => 2)`. An optional \
 argument before another may be NULL: `mutual_information(x, y, NULL, 2)`.
 
-Exact quantiles, also by unit, are the engine's `percentile_cont(q) WITHIN GROUP (ORDER BY v)`; equally large bins its \
-`ntile`.
+Equally large bins are the engine's `ntile`. Activations may be lists, or wide columns made into lists: \
+`moments(make_array(unit_0, unit_1, unit_2))`.
 
 Aggregates merge exactly: counts are added as integers and floats without rounding until the end, so the number of files, \
 threads and machines does not change a bit of the result. The exceptions are `moments` and `correlation_matrix`, whose last \
 digits may depend on the order of rows.
 ";
 
-fn parameter_rows(out: &mut String, parameters: &[Parameter]) {
-    for parameter in parameters {
-        let _ = writeln!(
-            out,
-            "- `{}`: {}; {}; default {}",
-            parameter.name,
-            parameter.help,
-            parameter.expected(),
-            parameter.default_text()
-        );
-    }
-}
-
-fn line(out: &mut String, name: &str, text: &str) {
-    if !text.is_empty() {
-        let _ = writeln!(out, "- {name}: {text}");
-    }
-}
-
-fn parameter_names(parameters: &[Parameter]) -> String {
-    parameters.iter().fold(String::new(), |names, parameter| {
-        let required = parameter.default == super::Default::Required;
-        names
-            + &if required {
-                format!(", {}", parameter.name)
-            } else {
-                format!(" [, {}]", parameter.name)
-            }
-    })
-}
-
 /// The whole reference page as Markdown.
 pub fn reference_page() -> String {
     let mut out = String::from(INTRODUCTION);
-    out.push_str("\n## Measures of a pair\n\n`a = n_xy`, `b = n_x − n_xy`, `c = n_y − n_xy`, `d = n − n_x − n_y + n_xy`.\n");
-    for measure in MEASURES {
-        let _ = writeln!(out, "\n### {}\n\n{}.\n", measure.name, measure.title);
-        let _ = writeln!(
-            out,
-            "`{}(n_xy, n_x, n_y, n{})`\n",
-            measure.name,
-            parameter_names(measure.parameters)
-        );
-        line(&mut out, "formula", &format!("`{}`", measure.formula));
-        parameter_rows(&mut out, measure.parameters);
-        line(&mut out, "range", measure.range);
-        line(&mut out, "limits", measure.limits);
-        line(
-            &mut out,
-            "counts",
-            if measure.needs_neither { "*table*" } else { "" },
-        );
-        line(&mut out, "contexts", measure.event_space_note);
-        line(&mut out, "source", measure.source);
-    }
-    out.push_str("\n## Aggregates\n");
-    for spec in AGGREGATES {
-        let mut columns = String::new();
-        for column in spec.columns {
-            let comma = if columns.is_empty() { "" } else { ", " };
-            match column.optional {
-                true => columns.push_str(&format!(" [{comma}{}]", column.name)),
-                false => columns.push_str(&format!("{comma}{}", column.name)),
+    let mut kind = None;
+    for entry in entries() {
+        if kind != Some(entry.kind) {
+            kind = Some(entry.kind);
+            let _ = writeln!(out, "\n## {}", entry.kind.heading());
+            if entry.kind == FunctionKind::Measure {
+                out.push_str("\n`a = n_xy`, `b = n_x − n_xy`, `c = n_y − n_xy`, `d = n − n_x − n_y + n_xy`.\n");
             }
         }
-        let _ = writeln!(out, "\n### {}\n\n{}.\n", spec.name, spec.title);
-        let _ = writeln!(
-            out,
-            "`{}({columns}{})`\n",
-            spec.name,
-            parameter_names(spec.parameters)
-        );
-        for column in spec.columns {
-            let kind = match column.kind {
-                ColumnKind::Count => "a count or weight, 0 or more",
-                ColumnKind::Key => "a category: integer, text, yes/no or date",
-                ColumnKind::Number => "a number",
-                ColumnKind::Vector => "a list of numbers",
-            };
-            let optional = if column.optional {
-                "; may be left out"
-            } else {
-                ""
-            };
-            let _ = writeln!(out, "- `{}`: {kind}{optional}", column.name);
-        }
-        parameter_rows(&mut out, spec.parameters);
-        line(&mut out, "formula", &format!("`{}`", spec.formula));
-        line(&mut out, "range", spec.range);
-        line(&mut out, "limits", spec.limits);
-        line(&mut out, "source", spec.source);
-    }
-    for (kind, heading) in [
-        (Kind::Window, "Window functions"),
-        (Kind::Scalar, "Other functions"),
-    ] {
-        let _ = writeln!(out, "\n## {heading}");
-        for doc in OTHERS.iter().filter(|doc| doc.kind == kind) {
-            let names: Vec<&str> = doc.arguments.iter().map(|(name, _)| *name).collect();
-            let over = if kind == Kind::Window {
-                " OVER (PARTITION BY …)"
-            } else {
-                ""
-            };
-            let _ = writeln!(out, "\n### {}\n\n{}.\n", doc.name, doc.title);
-            let _ = writeln!(
-                out,
-                "`{}({}{}){over}`\n",
-                doc.name,
-                names.join(", "),
-                parameter_names(doc.parameters)
-            );
-            for (name, what) in doc.arguments {
-                let _ = writeln!(out, "- `{name}`: {what}");
-            }
-            parameter_rows(&mut out, doc.parameters);
-            line(&mut out, "formula", doc.formula);
-            line(&mut out, "range", doc.range);
-            line(&mut out, "limits", doc.limits);
-            line(&mut out, "source", doc.source);
-            let _ = writeln!(out, "\n```sql\n{}\n```", doc.example);
-        }
+        let _ = write!(out, "\n{}", entry.markdown());
     }
     out
 }

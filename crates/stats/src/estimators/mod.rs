@@ -10,6 +10,7 @@ pub(crate) mod divergence;
 pub(crate) mod entropy;
 pub(crate) mod moments;
 pub(crate) mod pair_statistics;
+pub(crate) mod quantiles;
 pub(crate) mod table;
 pub(crate) mod table_measures;
 pub(crate) mod vectors;

@@ -174,15 +174,57 @@ pub(crate) struct Top {
 
 impl Top {
     pub(crate) fn make(values: &Values) -> Box<dyn Estimator> {
-        Box::new(Top {
-            k: values[0] as usize,
+        Box::new(Top::of(values[0] as usize))
+    }
+
+    pub(crate) fn of(k: usize) -> Top {
+        Top {
+            k,
             rows: BTreeSet::new(),
             copies: 0,
             outside: false,
-        })
+        }
     }
 
-    fn add(&mut self, value: f64, label: &str) {
+    /// Whether a NaN came.
+    pub(crate) fn is_outside(&self) -> bool {
+        self.outside
+    }
+
+    pub(crate) fn encode_into(&self, out: &mut Writer) {
+        out.u64(self.outside.into());
+        out.u64(self.rows.len() as u64);
+        for (value, label, _) in &self.rows {
+            out.f64(value.0);
+            out.text(&label.0);
+        }
+    }
+
+    pub(crate) fn merge_from(&mut self, input: &mut Reader) -> Option<()> {
+        self.outside |= input.u64()? != 0;
+        for _ in 0..input.length(16)? {
+            let value = input.f64()?;
+            self.add(value, input.text()?);
+        }
+        Some(())
+    }
+
+    /// A column of one list, largest first.
+    pub(crate) fn list(&self) -> ListArray {
+        let falling = || self.rows.iter().rev();
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(Float64Array::from_iter_values(falling().map(|row| row.0.0))),
+            Arc::new(StringArray::from_iter_values(
+                falling().map(|row| row.1.0.as_str()),
+            )),
+        ];
+        let rows = StructArray::new(top_fields(), columns, None);
+        let field = Arc::new(Field::new_list_field(DataType::Struct(top_fields()), true));
+        let offsets = OffsetBuffer::from_lengths([rows.len()]);
+        ListArray::new(field, offsets, Arc::new(rows), None)
+    }
+
+    pub(crate) fn add(&mut self, value: f64, label: &str) {
         if value.is_nan() {
             self.outside = true;
             return;
@@ -215,45 +257,19 @@ impl Estimator for Top {
 
     fn encode(&self) -> Vec<u8> {
         let mut out = Writer::default();
-        out.u64(self.outside.into());
-        out.u64(self.rows.len() as u64);
-        for (value, label, _) in &self.rows {
-            out.f64(value.0);
-            out.text(&label.0);
-        }
+        self.encode_into(&mut out);
         out.bytes
     }
 
     fn merge(&mut self, state: &[u8]) -> Option<()> {
-        let mut input = Reader::new(state);
-        self.outside |= input.u64()? != 0;
-        for _ in 0..input.length(16)? {
-            let value = input.f64()?;
-            self.add(value, input.text()?);
-        }
-        Some(())
+        self.merge_from(&mut Reader::new(state))
     }
 
     fn evaluate(&self) -> Result<ScalarValue> {
         if self.outside || self.rows.is_empty() {
             return ScalarValue::try_from(&top_type());
         }
-        let falling = || self.rows.iter().rev();
-        let columns: Vec<ArrayRef> = vec![
-            Arc::new(Float64Array::from_iter_values(falling().map(|row| row.0.0))),
-            Arc::new(StringArray::from_iter_values(
-                falling().map(|row| row.1.0.as_str()),
-            )),
-        ];
-        let rows = StructArray::new(top_fields(), columns, None);
-        let field = Arc::new(Field::new_list_field(DataType::Struct(top_fields()), true));
-        let offsets = OffsetBuffer::from_lengths([rows.len()]);
-        Ok(ScalarValue::List(Arc::new(ListArray::new(
-            field,
-            offsets,
-            Arc::new(rows),
-            None,
-        ))))
+        Ok(ScalarValue::List(Arc::new(self.list())))
     }
 
     fn held_bytes(&self) -> usize {

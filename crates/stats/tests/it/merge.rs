@@ -104,7 +104,8 @@ const EXACT: &str = "entropy(c), entropy(w), joint_entropy(x, y, c), conditional
      conditional_mutual_information(x, y, z, c), cramers_v(x, y), kl_divergence(c + 1, w + 1), \
      js_divergence(c, w), cauchy_schwarz_divergence(c, v), class_conditional_mi(z, p), pearson(v, u), \
      spearman(v, u), point_biserial(z = 1, u), bootstrap_ci(v, u, 'binned_pearson', 0.9, 20, 5), \
-     ntile_summary(x, u, 7), equal_count_edges(p, 9), top_k(c, y, 12)";
+     ntile_summary(x, u, 7), equal_count_edges(p, 9), top_k(c, y, 12), \
+     exact_quantile(v, 0.3), unit_quantile(p, 0.9), unit_top_k(p, c, 4)";
 
 #[tokio::test]
 async fn exact_aggregates_have_the_same_bits_in_any_split() {

@@ -113,3 +113,21 @@ fn every_measure_gives_sql_or_names_what_it_needs() {
         "sppmi: parameter `k` is -1, expected a number, above 0, at most 1000000000000000000000000000000"
     );
 }
+
+#[test]
+fn bad_input_of_every_function_has_a_documented_result_in_sql() {
+    use pmill_stats::catalogue::{FunctionKind, entries};
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/slt/every_function.slt");
+    let tested = std::fs::read_to_string(path).unwrap();
+    for entry in entries() {
+        assert!(!entry.limits.is_empty(), "{}", entry.name);
+        // Table functions need a warehouse: tests/python/test_table_functions.py has theirs.
+        if entry.kind != FunctionKind::Table {
+            assert!(
+                tested.contains(&format!("{}(", entry.name)),
+                "{}",
+                entry.name
+            );
+        }
+    }
+}
