@@ -13,6 +13,7 @@ mod sample_corpus;
 mod score;
 mod snapshot;
 mod sql;
+mod units;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use outcome::Output;
@@ -45,6 +46,8 @@ struct Cli {
 enum Command {
     /// Count co-occurrences of a Parquet corpus into a table
     Count(count::CountArgs),
+    /// Commit a job whose shards are done
+    Commit(units::CommitArgs),
     /// Score a counted table: PMI and other association measures
     Score(score::ScoreArgs),
     /// Run a pipeline file: count, score and what else it names
@@ -69,6 +72,7 @@ fn main() -> std::process::ExitCode {
     cli.global.start_logging();
     let outcome = match cli.command {
         Command::Count(args) => args.run(&cli.global),
+        Command::Commit(args) => args.run(&cli.global),
         Command::Score(args) => args.run(&cli.global),
         Command::Run(args) => args.run(&cli.global),
         Command::Sql(args) => args.run(&cli.global),

@@ -10,6 +10,7 @@
 mod cleanup;
 mod commit;
 mod count_units;
+pub mod distributed;
 mod existing;
 mod prepared;
 mod reading;
