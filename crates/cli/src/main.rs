@@ -2,6 +2,8 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+#[cfg(feature = "cluster")]
+mod cluster;
 mod count;
 mod inspect;
 mod limits;
@@ -48,6 +50,15 @@ enum Command {
     Count(count::CountArgs),
     /// Commit a job whose shards are done
     Commit(units::CommitArgs),
+    /// Run a cluster's scheduler
+    #[cfg(feature = "cluster")]
+    Scheduler(cluster::SchedulerArgs),
+    /// Run an executor of a cluster
+    #[cfg(feature = "cluster")]
+    Executor(cluster::ExecutorArgs),
+    /// See the jobs that are under way in units, or cancel one
+    #[cfg(feature = "cluster")]
+    Jobs(cluster::JobsArgs),
     /// Score a counted table: PMI and other association measures
     Score(score::ScoreArgs),
     /// Run a pipeline file: count, score and what else it names
@@ -73,6 +84,12 @@ fn main() -> std::process::ExitCode {
     let outcome = match cli.command {
         Command::Count(args) => args.run(&cli.global),
         Command::Commit(args) => args.run(&cli.global),
+        #[cfg(feature = "cluster")]
+        Command::Scheduler(args) => args.run(&cli.global),
+        #[cfg(feature = "cluster")]
+        Command::Executor(args) => args.run(&cli.global),
+        #[cfg(feature = "cluster")]
+        Command::Jobs(args) => args.run(&cli.global),
         Command::Score(args) => args.run(&cli.global),
         Command::Run(args) => args.run(&cli.global),
         Command::Sql(args) => args.run(&cli.global),

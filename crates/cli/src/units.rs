@@ -44,6 +44,9 @@ pub struct UnitArgs {
     patience: u64,
     #[command(flatten)]
     common: CommonArgs,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    cluster: crate::cluster::ClusterArgs,
 }
 
 /// What shards and clusters have in common.
@@ -93,11 +96,19 @@ impl Drop for Scratch {
 impl UnitArgs {
     /// Whether the job is not to be done by this process alone.
     pub fn are_asked_for(&self) -> bool {
+        #[cfg(feature = "cluster")]
+        if self.cluster.is_asked_for() {
+            return true;
+        }
         self.shard_count.is_some()
     }
 
     /// Does this process's part.
     pub fn run(&self, job: &CountJob, global: &Global) -> Outcome {
+        #[cfg(feature = "cluster")]
+        if self.cluster.is_asked_for() {
+            return self.cluster.count(job, &self.common, global);
+        }
         let count = self.shard_count.map_or(1, std::num::NonZero::get);
         let index = self.index()?;
         if index >= count {

@@ -70,6 +70,7 @@ impl PlanFolder {
             again: may_pass(error),
             user: error.kind() == Kind::User,
             inputs: spec.work.inputs(),
+            epoch: spec.epoch,
             process: std::process::id(),
             at_ms,
         };

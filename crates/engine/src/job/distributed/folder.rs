@@ -96,6 +96,21 @@ impl PlanFolder {
         Ok(found)
     }
 
+    /// Whether a driver that started later than `epoch` has claimed the job, or the folder is gone.
+    #[must_use]
+    pub fn superseded(&self, epoch: u64) -> bool {
+        let plans = self.root.parent().unwrap_or(&self.root);
+        superseded(plans, epoch) || !self.root.join(DONE).is_dir()
+    }
+
+    /// Ends whoever drives the job, and the units that run for it: as if a newer driver had come.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn end_all(&self) -> Result<u64, EngineError> {
+        claim_epoch(self.root.parent().unwrap_or(&self.root))
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -159,6 +159,8 @@ pub struct Failure {
     pub user: bool,
     /// Files that the unit reads.
     pub inputs: Vec<String>,
+    /// The epoch of the driver that it ran for.
+    pub epoch: u64,
     /// Process that ran it.
     pub process: u32,
     /// Milliseconds since 1970.
