@@ -133,9 +133,10 @@ pub async fn run_executor(
     }
     ready(&id, http);
     tracing::info!(executor = %id, %http, slots, "executor ready");
+    let mut polling = polling;
     let ended = tokio::select! {
         () = termination() => None,
-        result = polling => Some(match result {
+        result = &mut polling => Some(match result {
             Ok(Ok(())) => "the poll loop ended".to_owned(),
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
@@ -163,6 +164,11 @@ pub async fn run_executor(
         tracing::warn!(executor = %id, "the scheduler was not told that this executor ends");
     }
     tracing::info!(executor = %id, "executor ends");
+    polling.abort();
+    let _ = polling.await;
+    // What units share holds a runtime, which may not be dropped on one.
+    drop(executor);
+    let _ = tokio::task::spawn_blocking(move || drop(units)).await;
     Ok(())
 }
 
