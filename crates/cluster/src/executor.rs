@@ -96,6 +96,9 @@ pub async fn run_executor(
         slots: Arc::new(Semaphore::new(slots)),
         stop: Arc::new(StopFlag::default()),
     });
+    // What units share holds a runtime, which must not be dropped on another one: a task may be the
+    // last to let go of it. So it lives as long as the process.
+    std::mem::forget(units.clone());
     let ballista_folder = scratch.path().join("ballista");
     std::fs::create_dir_all(&ballista_folder).map_err(io)?;
     let executor = Arc::new(Executor::new(
@@ -133,10 +136,9 @@ pub async fn run_executor(
     }
     ready(&id, http);
     tracing::info!(executor = %id, %http, slots, "executor ready");
-    let mut polling = polling;
     let ended = tokio::select! {
         () = termination() => None,
-        result = &mut polling => Some(match result {
+        result = polling => Some(match result {
             Ok(Ok(())) => "the poll loop ended".to_owned(),
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
@@ -164,11 +166,6 @@ pub async fn run_executor(
         tracing::warn!(executor = %id, "the scheduler was not told that this executor ends");
     }
     tracing::info!(executor = %id, "executor ends");
-    polling.abort();
-    let _ = polling.await;
-    // What units share holds a runtime, which may not be dropped on one.
-    drop(executor);
-    let _ = tokio::task::spawn_blocking(move || drop(units)).await;
     Ok(())
 }
 
