@@ -15,6 +15,7 @@ use pmill_engine::text::{FeatureSpec, Lemma, StopWords, Tokenizer};
 use crate::limits::Global;
 use crate::outcome::{Failure, Outcome, Output};
 use crate::progress::{Bar, group, stop_flag};
+use crate::units::UnitArgs;
 
 /// Count co-occurrences of a Parquet corpus into a table.
 #[derive(Args, Debug)]
@@ -30,6 +31,8 @@ Examples:
   # A new crawl into the same table: only new files are counted
   pmill count --warehouse wh --name web --input 'crawl/*.parquet' crawl-2/ --text text \\
       --context window --window 10 --weight harmonic --tokenizer whitespace
+  # One of 8 shards, as a Kubernetes Indexed Job or a Slurm array runs it; then `pmill commit`
+  pmill count --warehouse wh --name web --input crawl/ --text text --shard-count 8
 
   # What would happen, without doing it
   pmill count --warehouse wh --name web --input crawl/ --text text --dry-run")]
@@ -68,6 +71,8 @@ pub struct CountArgs {
     /// Show inputs, plan and outputs; write nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    units: UnitArgs,
 }
 
 #[derive(Args, Debug)]
@@ -255,6 +260,8 @@ impl CountArgs {
         };
         if self.dry_run {
             dry_run(&job, global)
+        } else if self.units.are_asked_for() {
+            self.units.run(&job, global)
         } else {
             recount(&job, &recounts, global)
         }

@@ -3,6 +3,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod annotate;
+#[cfg(feature = "cluster")]
+mod cluster;
 mod compact;
 mod correlate;
 mod count;
@@ -34,6 +36,7 @@ mod snapshot_gate;
 #[cfg(feature = "serve")]
 mod snapshot_service;
 mod sql;
+mod units;
 mod vacuum;
 mod vocab;
 
@@ -68,6 +71,17 @@ struct Cli {
 enum Command {
     /// Count co-occurrences of a Parquet corpus into a table
     Count(count::CountArgs),
+    /// Commit a job whose shards are done
+    Commit(units::CommitArgs),
+    /// Run a cluster's scheduler
+    #[cfg(feature = "cluster")]
+    Scheduler(cluster::SchedulerArgs),
+    /// Run an executor of a cluster
+    #[cfg(feature = "cluster")]
+    Executor(cluster::ExecutorArgs),
+    /// See the jobs that are under way in units, or cancel one
+    #[cfg(feature = "cluster")]
+    Jobs(cluster::JobsArgs),
     /// Score a counted table: PMI and other association measures
     Score(score::ScoreArgs),
     /// Sum count tables into a new job or an existing one
@@ -121,6 +135,13 @@ fn main() -> std::process::ExitCode {
     cli.global.start();
     let outcome = match cli.command {
         Command::Count(args) => args.run(&cli.global),
+        Command::Commit(args) => args.run(&cli.global),
+        #[cfg(feature = "cluster")]
+        Command::Scheduler(args) => args.run(&cli.global),
+        #[cfg(feature = "cluster")]
+        Command::Executor(args) => args.run(&cli.global),
+        #[cfg(feature = "cluster")]
+        Command::Jobs(args) => args.run(&cli.global),
         Command::Score(args) => args.run(&cli.global),
         Command::Merge(args) => args.run(&cli.global),
         Command::Vocab(args) => args.run(&cli.global),

@@ -33,29 +33,43 @@ impl StoredDictionary {
     /// # Errors
     /// When the disk is full.
     pub fn write(dictionary: &Dictionary, path: PathBuf) -> Result<Self, EngineError> {
+        let entries = dictionary
+            .iter_sorted()
+            .map(|entry| Ok((entry.term, entry.tokens, entry.documents, entry.local)));
+        Self::write_entries(entries, path)
+    }
+
+    /// Writes terms to `path` in the order in which they come: term, tokens, documents, local id.
+    ///
+    /// # Errors
+    /// Those of the entries; a full disk.
+    pub fn write_entries<T: AsRef<str>>(
+        entries: impl Iterator<Item = Result<(T, u64, u64, u32), EngineError>>,
+        path: PathBuf,
+    ) -> Result<Self, EngineError> {
         let fail = |source| EngineError::Io {
             action: "write",
             path: path.display().to_string(),
             source,
         };
-        let write = || -> std::io::Result<()> {
-            let mut out = BufWriter::with_capacity(1 << 20, File::create(&path)?);
-            for entry in dictionary.iter_sorted() {
-                out.write_all(&(entry.term.len() as u32).to_le_bytes())?;
-                out.write_all(entry.term.as_bytes())?;
-                out.write_all(&entry.tokens.to_le_bytes())?;
-                out.write_all(&entry.documents.to_le_bytes())?;
-                out.write_all(&entry.local.to_le_bytes())?;
-            }
-            out.into_inner()
-                .map_err(std::io::IntoInnerError::into_error)?
-                .sync_all()
+        let mut terms = 0;
+        let file = File::create(&path).map_err(fail)?;
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        let mut write = |term: &str, tokens: u64, documents: u64, local: u32| {
+            out.write_all(&(term.len() as u32).to_le_bytes())?;
+            out.write_all(term.as_bytes())?;
+            out.write_all(&tokens.to_le_bytes())?;
+            out.write_all(&documents.to_le_bytes())?;
+            out.write_all(&local.to_le_bytes())
         };
-        write().map_err(fail)?;
-        Ok(Self::Disk {
-            terms: dictionary.len() as u64,
-            path,
-        })
+        for entry in entries {
+            let (term, tokens, documents, local) = entry?;
+            write(term.as_ref(), tokens, documents, local).map_err(fail)?;
+            terms += 1;
+        }
+        let file = out.into_inner().map_err(|error| fail(error.into_error()))?;
+        file.sync_all().map_err(fail)?;
+        Ok(Self::Disk { terms, path })
     }
 
     /// The terms in the order of their bytes.

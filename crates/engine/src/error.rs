@@ -58,6 +58,21 @@ pub enum EngineError {
         /// The cause.
         source: std::io::Error,
     },
+    /// Not now: trying again helps.
+    #[error("{0}")]
+    NotNow(String),
+    /// A unit that ended every process that ran it.
+    #[error(
+        "unit `{unit}` was begun {times} times and each time its process died (out of memory, or killed){inputs}"
+    )]
+    Poison {
+        /// The unit.
+        unit: String,
+        /// Attempts.
+        times: usize,
+        /// What it reads, or nothing.
+        inputs: String,
+    },
     /// The user pressed Ctrl-C.
     #[error("interrupted; nothing was committed")]
     Interrupted,
@@ -176,7 +191,8 @@ impl EngineError {
             | Self::Setting(_)
             | Self::Memory { .. }
             | Self::Text(_)
-            | Self::Query(_) => Kind::User,
+            | Self::Query(_)
+            | Self::Poison { .. } => Kind::User,
             Self::Count(error) if user_can_fix_disk(error) => Kind::User,
             Self::Count(error) => match error.kind() {
                 pmill_count::ErrorKind::User => Kind::User,
@@ -191,7 +207,7 @@ impl EngineError {
                 | std::io::ErrorKind::NotFound => Kind::User,
                 _ => Kind::Bug,
             },
-            Self::Interrupted | Self::Away(_) => Kind::NotNow,
+            Self::Interrupted | Self::Away(_) | Self::NotNow(_) => Kind::NotNow,
             Self::Bug(_) => Kind::Bug,
         }
     }

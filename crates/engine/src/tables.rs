@@ -38,6 +38,17 @@ impl<'a> TableFolder<'a> {
         }
     }
 
+    /// Another folder of this machine, from where files are moved into the table later.
+    #[must_use]
+    pub fn at(warehouse: &'a Warehouse, folder: PathBuf, runtime: &Handle) -> Self {
+        Self {
+            warehouse,
+            folder: ObjectPath::default(),
+            local: Some(folder),
+            runtime: runtime.clone(),
+        }
+    }
+
     /// Starts a file.
     ///
     /// # Errors

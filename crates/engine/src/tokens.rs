@@ -5,10 +5,12 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use datafusion::execution::memory_pool::MemoryReservation;
 use datafusion::execution::{DiskManager, SpillFile};
+use serde::{Deserialize, Serialize};
 
 use crate::error::EngineError;
 
@@ -44,6 +46,19 @@ impl Chunk {
     }
 }
 
+/// A file of chunks that outlives its process, see [`TokenStore::write`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredTokens {
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Chunks in it.
+    pub chunks: u64,
+    /// Tokens in them.
+    pub tokens: u64,
+    /// Rows in them.
+    pub rows: u64,
+}
+
 /// Chunks in no particular order: counts do not depend on it.
 pub struct TokenStore {
     disk: Arc<DiskManager>,
@@ -54,6 +69,8 @@ struct Held {
     memory: Vec<Chunk>,
     reservation: MemoryReservation,
     spill: Option<(Arc<dyn SpillFile>, BufWriter<File>)>,
+    /// A file that an earlier step wrote; then nothing else is held.
+    stored: Option<(PathBuf, StoredTokens)>,
     spilled_chunks: u64,
     spilled_bytes: u64,
     tokens: u64,
@@ -68,6 +85,7 @@ impl TokenStore {
             memory: Vec::new(),
             reservation,
             spill: None,
+            stored: None,
             spilled_chunks: 0,
             spilled_bytes: 0,
             tokens: 0,
@@ -77,6 +95,49 @@ impl TokenStore {
             disk,
             held: Mutex::new(held),
         }
+    }
+
+    /// The chunks that [`TokenStore::write`] wrote.
+    #[must_use]
+    pub fn open(
+        disk: Arc<DiskManager>,
+        reservation: MemoryReservation,
+        path: PathBuf,
+        stored: StoredTokens,
+    ) -> Self {
+        let mut store = Self::new(disk, reservation);
+        if let Ok(held) = store.held.get_mut() {
+            (held.tokens, held.rows) = (stored.tokens, stored.rows);
+            held.stored = Some((path, stored));
+        }
+        store
+    }
+
+    /// Writes all chunks to a file that outlives this process.
+    ///
+    /// # Errors
+    /// When the disk is full.
+    pub fn write(self, path: &Path) -> Result<StoredTokens, EngineError> {
+        let fail = |source| EngineError::Io {
+            action: "write",
+            path: path.display().to_string(),
+            source,
+        };
+        let (tokens, rows) = self.size()?;
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(fail)?);
+        let (mut bytes, mut chunks) = (0, 0);
+        for chunk in self.into_chunks()? {
+            bytes += write_chunk(&mut out, &chunk?).map_err(fail)?;
+            chunks += 1;
+        }
+        let file = out.into_inner().map_err(|error| fail(error.into_error()))?;
+        file.sync_all().map_err(fail)?;
+        Ok(StoredTokens {
+            bytes,
+            chunks,
+            tokens,
+            rows,
+        })
     }
 
     /// Takes a chunk; it goes to disk when memory is used up.
@@ -146,19 +207,37 @@ impl TokenStore {
     /// When the spilled part cannot be read.
     pub fn into_chunks(self) -> Result<Chunks, EngineError> {
         let held = self.held.into_inner().map_err(|_| poisoned())?;
-        let spill = match held.spill {
-            None => None,
-            Some((file, mut writer)) => {
+        let mut left_on_disk = held.spilled_chunks;
+        let spill = match (held.spill, held.stored) {
+            (None, None) => None,
+            (Some((file, mut writer)), _) => {
                 writer.flush().map_err(write_error)?;
                 let reader = File::open(spill_path(file.as_ref())?).map_err(read_error)?;
-                Some((file, BufReader::with_capacity(1 << 20, reader)))
+                Some((Some(file), BufReader::with_capacity(1 << 20, reader)))
+            }
+            (None, Some((path, stored))) => {
+                left_on_disk = stored.chunks;
+                let fail = |source| EngineError::Io {
+                    action: "read",
+                    path: path.display().to_string(),
+                    source,
+                };
+                let reader = File::open(&path).map_err(fail)?;
+                let found = reader.metadata().map_err(fail)?.len();
+                if found != stored.bytes {
+                    return Err(fail(std::io::Error::other(format!(
+                        "it has {found} bytes where {} were written",
+                        stored.bytes
+                    ))));
+                }
+                Some((None, BufReader::with_capacity(1 << 20, reader)))
             }
         };
         Ok(Chunks {
             memory: held.memory,
             reservation: held.reservation,
             spill,
-            left_on_disk: held.spilled_chunks,
+            left_on_disk,
         })
     }
 }
@@ -179,17 +258,7 @@ impl Held {
                 none.insert((file, BufWriter::with_capacity(1 << 20, writer)))
             }
         };
-        let header = [
-            chunk.dictionary,
-            chunk.ids.len() as u32,
-            chunk.row_ends.len() as u32,
-        ];
-        for part in [&header[..], &chunk.ids, &chunk.row_ends] {
-            writer
-                .write_all(bytemuck::cast_slice(part))
-                .map_err(write_error)?;
-            self.spilled_bytes += part.len() as u64 * 4;
-        }
+        self.spilled_bytes += write_chunk(writer, chunk).map_err(write_error)?;
         self.spilled_chunks += 1;
         Ok(())
     }
@@ -199,7 +268,8 @@ impl Held {
 pub struct Chunks {
     memory: Vec<Chunk>,
     reservation: MemoryReservation,
-    spill: Option<(Arc<dyn SpillFile>, BufReader<File>)>,
+    /// The reader, and what keeps a temporary file alive.
+    spill: Option<(Option<Arc<dyn SpillFile>>, BufReader<File>)>,
     left_on_disk: u64,
 }
 
@@ -227,6 +297,21 @@ impl Iterator for Chunks {
         let (_, reader) = self.spill.as_mut()?;
         Some(read_chunk(reader).map_err(read_error))
     }
+}
+
+/// Writes a chunk and gives its bytes.
+fn write_chunk(writer: &mut impl Write, chunk: &Chunk) -> std::io::Result<u64> {
+    let header = [
+        chunk.dictionary,
+        chunk.ids.len() as u32,
+        chunk.row_ends.len() as u32,
+    ];
+    let mut bytes = 0;
+    for part in [&header[..], &chunk.ids, &chunk.row_ends] {
+        writer.write_all(bytemuck::cast_slice(part))?;
+        bytes += part.len() as u64 * 4;
+    }
+    Ok(bytes)
 }
 
 fn read_chunk(reader: &mut impl Read) -> std::io::Result<Chunk> {
@@ -282,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_come_back_from_memory_and_from_disk() {
+    fn chunks_come_back_from_memory_from_disk_and_from_files() {
         for budget in [0, 30, 60, 1 << 20] {
             let pool: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(1 << 20));
             let disk = Arc::new(DiskManager::builder().build().unwrap());
@@ -296,6 +381,23 @@ mod tests {
             assert_eq!(back, (0..4).map(chunk).collect::<Vec<_>>());
             assert_eq!(pool.reserved(), 0);
         }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens");
+        let pool: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(1 << 20));
+        let disk = Arc::new(DiskManager::builder().build().unwrap());
+        let reservation = || MemoryConsumer::new("test").register(&pool);
+        let store = TokenStore::new(disk.clone(), reservation());
+        for seed in 0..4 {
+            store.push(chunk(seed), 60).unwrap();
+        }
+        let stored = store.write(&path).unwrap();
+        let open = || TokenStore::open(disk.clone(), reservation(), path.clone(), stored);
+        assert_eq!(open().size().unwrap(), (16, 12));
+        let mut back: Vec<Chunk> = open().into_chunks().unwrap().map(Result::unwrap).collect();
+        back.sort_by_key(|chunk| chunk.dictionary);
+        assert_eq!(back, (0..4).map(chunk).collect::<Vec<_>>());
+        std::fs::write(&path, b"short").unwrap();
+        assert!(open().into_chunks().is_err());
         let rows: Vec<Vec<u32>> = chunk(5).rows().map(<[u32]>::to_vec).collect();
         assert_eq!(rows, [vec![], vec![5, 7, u32::MAX], vec![0]]);
     }

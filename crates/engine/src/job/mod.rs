@@ -15,6 +15,7 @@ pub(crate) mod base;
 pub(crate) mod cleanup;
 pub(crate) mod commit;
 pub(crate) mod count_units;
+pub mod distributed;
 pub(crate) mod existing;
 mod prepared;
 mod reading;

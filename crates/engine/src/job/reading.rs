@@ -174,6 +174,17 @@ impl Run<'_> {
 }
 
 impl Corpus {
+    /// A corpus of which nothing is known but its totals.
+    pub(super) fn of_totals(totals: FileTally) -> Self {
+        Self {
+            units: Vec::new(),
+            dictionaries: Vec::new(),
+            counts: None,
+            tallies: vec![totals],
+            bad: Vec::new(),
+        }
+    }
+
     pub(super) fn take_manifest(&mut self, done: TermsManifest, work: &WorkFolder) {
         for (file, tally) in done.files {
             self.tallies[file].rows += tally.rows;

@@ -1,0 +1,397 @@
+//! Drives a job from its plan to its commit: finds what has no manifest yet, and has it run.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pmill_store::{Job, JobName, Warehouse};
+use pmill_text::FeatureExtractor;
+
+use super::commit::commit_plan;
+use super::folder::{PlanFolder, claim_epoch, names, superseded};
+use super::plan::{self, PROTOCOL, PlanHeader, PlanUnit};
+use super::spec::{
+    CountDone, RUNS, RunsList, TermsDone, UnitSpec, VOCABULARY, VocabularyDone, Work, terms_name,
+};
+use super::worker::UnitWorker;
+use crate::error::EngineError;
+use crate::input;
+use crate::job::existing::already_counted;
+use crate::job::prepared::Prepared;
+use crate::job::{CountJob, CountSummary};
+use crate::progress::{Progress, StopFlag, Unit as Steps};
+use crate::session::Session;
+use crate::settings::RecordedSettings;
+
+/// The phases of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Units are read.
+    Terms,
+    /// Units are counted.
+    Count,
+    /// Ranges are summed.
+    Reduce,
+}
+
+impl Phase {
+    /// Its name, for people.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Terms => "terms",
+            Self::Count => "count",
+            Self::Reduce => "reduce",
+        }
+    }
+}
+
+/// Has units run: in this process, on a cluster, or by other shards.
+pub trait Runner {
+    /// Returns when all units have their manifests; tells `done` of each as it is seen.
+    ///
+    /// # Errors
+    /// When a unit cannot be done, or `stop` was set.
+    fn run(
+        &mut self,
+        folder: &PlanFolder,
+        phase: Phase,
+        units: Vec<UnitSpec>,
+        done: &mut dyn FnMut(&UnitSpec),
+        stop: &StopFlag,
+    ) -> Result<(), EngineError>;
+
+    /// Whether this process makes what all units wait for (the plan, the vocabulary). If not, it
+    /// waits so long for somebody else, and makes it then.
+    fn leads(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Whether a phase's end is not waited for, because this process has done its share.
+    fn ends_after(&self, _phase: Phase) -> bool {
+        false
+    }
+}
+
+/// How a job is driven.
+pub struct Drive<'a> {
+    /// The job.
+    pub job: &'a CountJob,
+    /// Bytes of text of a unit.
+    pub unit_bytes: u64,
+    /// Seconds that a unit may take.
+    pub limit_seconds: u64,
+    /// Attempts that may die with their process before a unit is taken for poison.
+    pub most_attempts: u32,
+    /// Whether this is the job's one driver: it claims the job and commits it.
+    pub drives: bool,
+    /// Runs what this process runs itself.
+    pub worker: &'a UnitWorker,
+    /// Who watches.
+    pub progress: &'a dyn Progress,
+    /// Whether to stop.
+    pub stop: &'a StopFlag,
+}
+
+impl Drive<'_> {
+    /// Runs the job to its commit (or, when it does not drive, to the end of its share: `None`).
+    ///
+    /// # Errors
+    /// Whatever is wrong with settings, inputs or units; a driver that started later.
+    pub fn run(&self, runner: &mut dyn Runner) -> Result<Option<CountSummary>, EngineError> {
+        let started = Instant::now();
+        let job = self.job;
+        let name = JobName::new(&job.name)?;
+        let warehouse = Warehouse::open(&job.warehouse)?;
+        let inputs = input::expand(&job.inputs)?;
+        let extractor = Arc::new(FeatureExtractor::new(&job.settings.features)?);
+        let recorded = RecordedSettings::resolve(&job.settings, &extractor)?;
+        let prepared = Prepared {
+            session: Session::new(
+                job.threads,
+                job.memory_limit,
+                Some(&self.worker.limits.scratch),
+            )?,
+            extractor,
+            recorded,
+        };
+        if let Some(existing) = prepared.session.wait(Job::open(&warehouse, &name))? {
+            return already_counted(&prepared, &existing, &inputs, started).map(Some);
+        }
+        let plans = PlanFolder::of_job(&warehouse, &name)?;
+        let epoch = if self.drives { claim_epoch(&plans)? } else { 0 };
+        if let Some(patience) = runner.leads() {
+            self.wait_for(patience, || Ok(!PlanFolder::all(&plans)?.is_empty()))?;
+        }
+        let folder = plan::make(
+            job,
+            &prepared,
+            &inputs,
+            self.unit_bytes,
+            &plans,
+            warehouse.url().as_str(),
+            self.progress,
+        )?;
+        let header = PlanHeader::read(&folder)?
+            .ok_or_else(|| EngineError::Bug("the plan was not written".into()))?;
+        if self.drives {
+            clear_others(&plans, folder.path())?;
+            folder.forget_attempts()?;
+        }
+        drop(prepared);
+        let steps = Stages {
+            drive: self,
+            units: header.units(&folder)?,
+            plans,
+            folder,
+            epoch,
+        };
+        if !steps.map_and_reduce(runner)? || !self.drives {
+            return Ok(None);
+        }
+        if superseded(&steps.plans, epoch) {
+            return Err(taken_over());
+        }
+        commit_plan(&steps.folder, job, self.progress, self.stop, started).map(Some)
+    }
+
+    /// Waits until something is there, but no longer than `patience`.
+    fn wait_for(
+        &self,
+        patience: Duration,
+        there: impl Fn() -> Result<bool, EngineError>,
+    ) -> Result<bool, EngineError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if there()? {
+                return Ok(true);
+            }
+            if self.stop.is_set() {
+                return Err(EngineError::Interrupted);
+            }
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+pub(super) fn taken_over() -> EngineError {
+    EngineError::NotNow("a run of this job that started later has taken it over".into())
+}
+
+struct Stages<'a> {
+    drive: &'a Drive<'a>,
+    units: Vec<PlanUnit>,
+    plans: PathBuf,
+    folder: PlanFolder,
+    epoch: u64,
+}
+
+impl Stages<'_> {
+    /// All that comes before the commit. `false` when this process ended after its share.
+    fn map_and_reduce(&self, runner: &mut dyn Runner) -> Result<bool, EngineError> {
+        if !self.folder.has(VOCABULARY) {
+            let Some((names, bad)) = self.terms(runner)? else {
+                return Ok(false);
+            };
+            let step = |unit: &UnitSpec| self.drive.worker.vocabulary(unit, &names, &bad);
+            self.lead(runner, VOCABULARY, step)?;
+        }
+        if runner.ends_after(Phase::Terms) {
+            return Ok(false);
+        }
+        let vocabulary: VocabularyDone = self.folder.need(VOCABULARY)?;
+        let bad: Vec<usize> = vocabulary.bad.iter().map(|(file, _)| *file).collect();
+        let counts: Vec<Work> = self
+            .units
+            .iter()
+            .map(|unit| Work::Count {
+                number: unit.number,
+                terms: terms_name(unit.number, &leave_out(unit, &bad)),
+            })
+            .collect();
+        if !self.folder.has(RUNS) {
+            if !self.phase(runner, Phase::Count, counts)? {
+                return Ok(false);
+            }
+            self.lead(runner, RUNS, |_| self.list_runs())?;
+        }
+        if runner.ends_after(Phase::Count) {
+            return Ok(false);
+        }
+        let ranges = vocabulary
+            .ranges
+            .iter()
+            .enumerate()
+            .map(|(number, range)| Work::Reduce {
+                number,
+                range: range.clone(),
+            })
+            .collect();
+        self.phase(runner, Phase::Reduce, ranges)
+    }
+
+    /// Reads all units, again without the files that turn out bad, until no file does. Gives the
+    /// manifests and the files left out.
+    #[expect(clippy::type_complexity, reason = "two lists")]
+    fn terms(
+        &self,
+        runner: &mut dyn Runner,
+    ) -> Result<Option<(Vec<String>, Vec<(usize, String)>)>, EngineError> {
+        let mut bad: Vec<(usize, String)> = Vec::new();
+        loop {
+            let files: Vec<usize> = bad.iter().map(|(file, _)| *file).collect();
+            let works: Vec<Work> = self
+                .units
+                .iter()
+                .map(|unit| Work::Terms {
+                    unit: unit.clone(),
+                    leave_out: leave_out(unit, &files),
+                })
+                .collect();
+            let names: Vec<String> = works.iter().map(Work::name).collect();
+            if !self.phase(runner, Phase::Terms, works)? {
+                return Ok(None);
+            }
+            let before = bad.len();
+            for name in &names {
+                let done: TermsDone = self.folder.need(name)?;
+                for (file, reason) in done.bad {
+                    if !bad.iter().any(|(known, _)| *known == file) {
+                        bad.push((file, reason));
+                    }
+                }
+            }
+            bad.sort();
+            if bad.len() == before {
+                return Ok(Some((names, bad)));
+            }
+        }
+    }
+
+    /// Has the units of a phase run that have no manifest.
+    fn phase(
+        &self,
+        runner: &mut dyn Runner,
+        phase: Phase,
+        works: Vec<Work>,
+    ) -> Result<bool, EngineError> {
+        let there = self.folder.done()?;
+        self.drive
+            .progress
+            .phase(phase.name(), works.len() as u64, Steps::Parts);
+        let mut missing = Vec::new();
+        for work in works {
+            if there.contains(&work.name()) {
+                self.drive.progress.advance(1, 0);
+            } else {
+                missing.push(self.spec(work));
+            }
+        }
+        if !missing.is_empty() {
+            let progress = self.drive.progress;
+            let mut done = |_: &UnitSpec| progress.advance(1, 0);
+            runner.run(&self.folder, phase, missing, &mut done, self.drive.stop)?;
+        }
+        if self.drive.stop.is_set() {
+            return Err(EngineError::Interrupted);
+        }
+        Ok(!runner.ends_after(phase))
+    }
+
+    fn spec(&self, work: Work) -> UnitSpec {
+        UnitSpec {
+            protocol: PROTOCOL,
+            folder: self.folder.path().to_owned(),
+            epoch: self.epoch,
+            limit_seconds: self.drive.limit_seconds,
+            most_attempts: self.drive.most_attempts,
+            work,
+        }
+    }
+
+    /// Makes what all wait for, or waits for who leads and makes it when nobody does.
+    fn lead(
+        &self,
+        runner: &mut dyn Runner,
+        name: &str,
+        make: impl FnOnce(&UnitSpec) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        if self.folder.has(name) {
+            return Ok(());
+        }
+        if superseded(&self.plans, self.epoch) {
+            return Err(taken_over());
+        }
+        if let Some(patience) = runner.leads()
+            && self
+                .drive
+                .wait_for(patience, || Ok(self.folder.has(name)))?
+        {
+            return Ok(());
+        }
+        self.drive.progress.phase("gather", 1, Steps::Parts);
+        // The spec tells the folder and the limits; what is made is not a unit of the plan.
+        make(&self.spec(Work::Count {
+            number: 0,
+            terms: String::new(),
+        }))?;
+        self.drive.progress.advance(1, 0);
+        Ok(())
+    }
+
+    fn list_runs(&self) -> Result<(), EngineError> {
+        let mut list = RunsList {
+            runs: Vec::new(),
+            dropped_features: 0,
+        };
+        for unit in &self.units {
+            let done: CountDone = self.folder.need(&format!("count-{:05}", unit.number))?;
+            list.runs.extend(done.runs);
+            list.dropped_features += done.dropped_features;
+        }
+        self.folder.put(RUNS, &list)?;
+        Ok(())
+    }
+}
+
+/// The bad files that a unit reads.
+fn leave_out(unit: &PlanUnit, bad: &[usize]) -> Vec<usize> {
+    let known: HashSet<usize> = bad.iter().copied().collect();
+    let mut files: Vec<usize> = unit
+        .files
+        .iter()
+        .map(|file| file.index)
+        .filter(|index| known.contains(index))
+        .collect();
+    files.sort_unstable();
+    files
+}
+
+/// Removes other plans of the job: the newest driver's plan is the job's.
+fn clear_others(plans: &Path, keep: &Path) -> Result<(), EngineError> {
+    for name in names(plans)? {
+        let path = plans.join(&name);
+        if name.starts_with("plan-") && path != keep {
+            match std::fs::remove_dir_all(&path) {
+                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(super::folder::io("remove", &path, source));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The manifests of terms that the vocabulary was made from.
+pub(super) fn terms_names(units: &[PlanUnit], bad: &[(usize, String)]) -> Vec<String> {
+    let files: Vec<usize> = bad.iter().map(|(file, _)| *file).collect();
+    units
+        .iter()
+        .map(|unit| terms_name(unit.number, &leave_out(unit, &files)))
+        .collect()
+}

@@ -1,0 +1,317 @@
+//! The folder of a plan, on a file system that all processes see.
+//!
+//! ```text
+//! WAREHOUSE/.pmill/JOB.units/
+//!   epoch-00000003        one a start of a driver; the newest driver wins
+//!   plan-DIGEST/
+//!     plan.json           settings and where the units stand
+//!     done/               manifests: what has one is done
+//!     data/               what they name: dictionaries, tokens, runs, the vocabulary
+//!     tables/             finished files of `pairs`, moved into the table by the commit
+//!     attempts/           one file a unit that was begun and has not ended
+//!     failures/           why attempts failed
+//! ```
+//!
+//! Files under `data` and `tables` have a name of their own for each attempt, so that two processes
+//! with the same unit never write one file.
+
+use std::collections::HashSet;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use pmill_store::{JobName, Warehouse};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::EngineError;
+
+/// Where manifests lie.
+const DONE: &str = "done";
+/// Subfolders of a plan.
+const FOLDERS: [&str; 5] = [DONE, "data", "tables", "attempts", "failures"];
+
+/// The folder of one plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanFolder {
+    root: PathBuf,
+}
+
+impl PlanFolder {
+    /// The folder that holds a job's plans.
+    ///
+    /// # Errors
+    /// When the warehouse is not on a file system.
+    pub fn of_job(warehouse: &Warehouse, job: &JobName) -> Result<PathBuf, EngineError> {
+        match warehouse.work_folder(job) {
+            Some(folder) => Ok(folder.with_extension("units")),
+            None => Err(EngineError::Setting(format!(
+                "units need a warehouse on a file system that all processes see, and `{}` is not on one",
+                warehouse.display()
+            ))),
+        }
+    }
+
+    /// Makes the folder of a plan, if it is not there yet.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make(plans: &Path, digest: &str) -> Result<Self, EngineError> {
+        let root = plans.join(format!("plan-{digest}"));
+        for folder in FOLDERS {
+            let path = root.join(folder);
+            std::fs::create_dir_all(&path).map_err(|source| io("create", &path, source))?;
+        }
+        Ok(Self { root })
+    }
+
+    /// A folder that somebody else made.
+    ///
+    /// # Errors
+    /// When it is not there: the job was committed, or another plan took its place.
+    pub fn open(root: &Path) -> Result<Self, EngineError> {
+        let root = root.to_owned();
+        if root.join(DONE).is_dir() {
+            Ok(Self { root })
+        } else {
+            Err(EngineError::NotNow(format!(
+                "the work folder `{}` is not there: the job was committed, a newer run took its place, or this machine does not see the shared file system",
+                root.display()
+            )))
+        }
+    }
+
+    /// The plans of a job.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn all(plans: &Path) -> Result<Vec<Self>, EngineError> {
+        let mut found = Vec::new();
+        for name in names(plans)? {
+            let root = plans.join(&name);
+            if name.starts_with("plan-") && root.join("plan.json").exists() {
+                found.push(Self { root });
+            }
+        }
+        found.sort_by(|a, b| a.root.cmp(&b.root));
+        Ok(found)
+    }
+
+    /// Whether a driver that started later than `epoch` has claimed the job, or the folder is gone.
+    #[must_use]
+    pub fn superseded(&self, epoch: u64) -> bool {
+        let plans = self.root.parent().unwrap_or(&self.root);
+        superseded(plans, epoch) || !self.root.join(DONE).is_dir()
+    }
+
+    /// Ends whoever drives the job, and the units that run for it: as if a newer driver had come.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn end_all(&self) -> Result<u64, EngineError> {
+        claim_epoch(self.root.parent().unwrap_or(&self.root))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where attempt-unique files go.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.root.join("data")
+    }
+
+    /// Where finished table files wait for the commit.
+    #[must_use]
+    pub fn tables(&self) -> PathBuf {
+        self.root.join("tables")
+    }
+
+    pub(super) fn attempts(&self) -> PathBuf {
+        self.root.join("attempts")
+    }
+
+    pub(super) fn failures(&self) -> PathBuf {
+        self.root.join("failures")
+    }
+
+    /// The manifests that are there.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn done(&self) -> Result<HashSet<String>, EngineError> {
+        let names = names(&self.root.join(DONE))?;
+        Ok(names
+            .into_iter()
+            .filter_map(|name| name.strip_suffix(".json").map(str::to_owned))
+            .collect())
+    }
+
+    /// Whether a manifest is there.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.manifest(name).exists()
+    }
+
+    /// Reads a manifest; `None` when it is not there.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, EngineError> {
+        read(&self.manifest(name))
+    }
+
+    /// Reads a manifest that must be there.
+    ///
+    /// # Errors
+    /// When it is not, or cannot be read.
+    pub fn need<T: DeserializeOwned>(&self, name: &str) -> Result<T, EngineError> {
+        self.get(name)?.ok_or_else(|| {
+            EngineError::NotNow(format!(
+                "`{name}` has not been done yet in `{}`",
+                self.root.display()
+            ))
+        })
+    }
+
+    /// Puts a manifest, whole or not at all, if it is not there yet. `false` when somebody was
+    /// first, which is success too: theirs stands for the same work.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put(&self, name: &str, manifest: &impl Serialize) -> Result<bool, EngineError> {
+        put_new(&self.root.join(DONE), &format!("{name}.json"), manifest)
+    }
+
+    fn manifest(&self, name: &str) -> PathBuf {
+        self.root.join(DONE).join(format!("{name}.json"))
+    }
+}
+
+/// Puts a file under a name that is not taken, whole or not at all: written and synced beside it,
+/// then linked. `false` when the name is taken.
+pub(super) fn put_new(
+    folder: &Path,
+    name: &str,
+    content: &impl Serialize,
+) -> Result<bool, EngineError> {
+    let path = folder.join(name);
+    let fail = |source: std::io::Error| io("write", &path, source);
+    let bytes = serde_json::to_vec(content).map_err(|error| fail(error.into()))?;
+    let mut staged = tempfile::Builder::new()
+        .prefix(".new-")
+        .tempfile_in(folder)
+        .map_err(fail)?;
+    staged.write_all(&bytes).map_err(fail)?;
+    staged.as_file().sync_all().map_err(fail)?;
+    match std::fs::hard_link(staged.path(), &path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(fail(error)),
+    }
+}
+
+/// Reads a file of JSON; `None` when it is not there.
+pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, EngineError> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| io("read", path, error.into())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io("read", path, error)),
+    }
+}
+
+/// Names in a folder; none when it is not there.
+pub(super) fn names(folder: &Path) -> Result<Vec<String>, EngineError> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(io("read", folder, error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| io("read", folder, error))?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    Ok(names)
+}
+
+pub(super) fn io(action: &'static str, path: &Path, source: std::io::Error) -> EngineError {
+    EngineError::Io {
+        action,
+        path: path.display().to_string(),
+        source,
+    }
+}
+
+const EPOCH: &str = "epoch-";
+
+/// Claims the next epoch of a job: whoever has the newest one drives it.
+pub(super) fn claim_epoch(plans: &Path) -> Result<u64, EngineError> {
+    std::fs::create_dir_all(plans).map_err(|source| io("create", plans, source))?;
+    loop {
+        let next = newest_epoch(plans)? + 1;
+        if put_new(plans, &format!("{EPOCH}{next:08}"), &std::process::id())? {
+            return Ok(next);
+        }
+    }
+}
+
+/// Whether a driver that started later has claimed the job.
+pub(super) fn superseded(plans: &Path, epoch: u64) -> bool {
+    epoch > 0 && plans.join(format!("{EPOCH}{:08}", epoch + 1)).exists()
+}
+
+fn newest_epoch(plans: &Path) -> Result<u64, EngineError> {
+    Ok(names(plans)?
+        .iter()
+        .filter_map(|name| name.strip_prefix(EPOCH)?.parse().ok())
+        .max()
+        .unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_is_put_once_whoever_comes_second() {
+        let plans = tempfile::tempdir().unwrap();
+        let folder = PlanFolder::make(plans.path(), "a").unwrap();
+        assert!(folder.put("count-00001", &1).unwrap());
+        assert!(!folder.put("count-00001", &2).unwrap());
+        assert_eq!(folder.need::<i32>("count-00001").unwrap(), 1);
+        let done = folder.done().unwrap();
+        assert_eq!(done.into_iter().collect::<Vec<_>>(), ["count-00001"]);
+        assert!(folder.need::<i32>("count-00002").is_err());
+    }
+
+    #[test]
+    fn of_many_claims_each_gets_its_own_epoch_and_the_newest_stands() {
+        let plans = tempfile::tempdir().unwrap();
+        let mut claimed: Vec<u64> = std::thread::scope(|scope| {
+            let claims: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| claim_epoch(plans.path()).unwrap()))
+                .collect();
+            claims.into_iter().map(|c| c.join().unwrap()).collect()
+        });
+        claimed.sort_unstable();
+        assert_eq!(claimed, (1..=8).collect::<Vec<_>>());
+        assert!(superseded(plans.path(), 7));
+        assert!(!superseded(plans.path(), 8));
+        assert!(!superseded(plans.path(), 0));
+    }
+
+    #[test]
+    fn a_folder_that_is_gone_is_not_made_again() {
+        let plans = tempfile::tempdir().unwrap();
+        let folder = PlanFolder::make(plans.path(), "a").unwrap();
+        std::fs::remove_dir_all(folder.path()).unwrap();
+        assert!(folder.put("count-00001", &1).is_err());
+        let error = PlanFolder::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("is not there"), "{error}");
+    }
+}

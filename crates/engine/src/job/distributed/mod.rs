@@ -1,0 +1,37 @@
+//! A count job as units that any process can run: the cluster's and the shards' way.
+//!
+//! ```text
+//! plan ─▶ terms(unit) … ─▶ vocabulary ─▶ count(unit) … ─▶ runs ─▶ reduce(range) … ─▶ commit
+//! ```
+//!
+//! Everything a unit needs and leaves lies in the plan's folder, which all processes see (a shared
+//! file system). A unit is told by a [`UnitSpec`], which is data; what it leaves is named by its
+//! manifest, put last and only if it is not there yet ([`PlanFolder::put`]). So what has a manifest
+//! is done, a unit may be run twice at once, and whoever dies is replaced by anyone.
+//!
+//! The tables do not depend on who ran what: terms are summed, runs are sums of integers, and the
+//! cut into table files follows from the vocabulary alone. They are the bytes that
+//! [`super::count`] writes.
+
+mod attempts;
+mod commit;
+mod drive;
+mod folder;
+mod map;
+mod plan;
+mod reduce;
+mod shard;
+mod spec;
+mod state;
+mod terms;
+mod vocabulary;
+mod worker;
+
+pub use commit::commit;
+pub use drive::{Drive, Phase, Runner};
+pub use folder::PlanFolder;
+pub use plan::{PROTOCOL, PlanHeader, PlanUnit, UnitFile};
+pub use shard::{Shard, ShardSummary};
+pub use spec::{Failure, UnitSpec, Work};
+pub use state::PlanState;
+pub use worker::{UnitWorker, WorkerLimits};

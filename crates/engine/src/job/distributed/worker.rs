@@ -1,0 +1,414 @@
+//! Runs units: whatever spec it is given, on a shared folder, within its limits.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use pmill_store::{JobName, Warehouse};
+use pmill_text::{FeatureExtractor, Vocabulary};
+
+use super::folder::{PlanFolder, io, superseded};
+use super::plan::{PlanHeader, attempt, check_protocol};
+use super::spec::{UnitSpec, VOCABULARY, VocabularyDone, Work};
+use super::vocabulary::read_vocabulary;
+use crate::budget::Budget;
+use crate::error::EngineError;
+use crate::job::CountJob;
+use crate::job::prepared::Prepared;
+use crate::job::reading::Corpus;
+use crate::job::run::Run;
+use crate::memory::ByteSize;
+use crate::progress::{Quiet, StopFlag};
+use crate::read::FileTally;
+use crate::scan::{CorpusFile, Scanner};
+use crate::session::Session;
+use crate::settings::RecordedSettings;
+
+/// How often a running unit looks whether it should stop.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What a worker may use.
+#[derive(Debug, Clone)]
+pub struct WorkerLimits {
+    /// Memory for one unit.
+    pub memory: ByteSize,
+    /// Threads of one unit.
+    pub threads: usize,
+    /// Folder for temporary files.
+    pub scratch: PathBuf,
+    /// Folders that units may name; none: all.
+    pub allowed: Vec<PathBuf>,
+}
+
+/// Runs units, one or several at once; keeps what they share (dictionaries of lemmas, vocabulary).
+pub struct UnitWorker {
+    pub(super) limits: WorkerLimits,
+    loaded: Mutex<Option<Arc<Loaded>>>,
+}
+
+/// A plan as a worker has it.
+pub(super) struct Loaded {
+    root: PathBuf,
+    header: PlanHeader,
+    job: CountJob,
+    name: JobName,
+    pub(super) warehouse: Warehouse,
+    prepared: Prepared,
+    pub(super) given: Option<Arc<Vocabulary>>,
+    vocabulary: Mutex<Option<(Arc<Vocabulary>, FileTally)>>,
+}
+
+impl UnitWorker {
+    /// A worker within its limits.
+    ///
+    /// # Errors
+    /// When its folder for temporary files cannot be made.
+    pub fn new(limits: WorkerLimits) -> Result<Self, EngineError> {
+        std::fs::create_dir_all(&limits.scratch)
+            .map_err(|source| io("create", &limits.scratch, source))?;
+        Ok(Self {
+            limits,
+            loaded: Mutex::new(None),
+        })
+    }
+
+    /// Runs a unit, unless it is done. `false` when somebody else had done it.
+    ///
+    /// Blocks; call it from a thread that may. `cancel` ends it within a second or so.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the input, the store or the limits. It is also written to the plan's
+    /// folder, where the driver finds it.
+    pub fn run(&self, spec: &UnitSpec, cancel: &StopFlag) -> Result<bool, EngineError> {
+        check_protocol(spec.protocol, "another version")?;
+        self.check_allowed(&spec.folder)?;
+        for file in match &spec.work {
+            Work::Terms { unit, .. } => &unit.files[..],
+            _ => &[],
+        } {
+            if let Some(path) = file.input.path() {
+                self.check_allowed(&path)?;
+            }
+        }
+        let folder = PlanFolder::open(&spec.folder)?;
+        let name = spec.work.name();
+        if folder.has(&name) {
+            return Ok(false);
+        }
+        let attempt = attempt();
+        let result = (|| {
+            let loaded = self.load(&folder)?;
+            let mark = folder.begin(spec, &attempt)?;
+            let ran = self.attempt(spec, &folder, &loaded, &name, &attempt, cancel);
+            drop(mark);
+            ran
+        })();
+        if let Err(error) = &result {
+            if !matches!(error, EngineError::Interrupted) {
+                folder.failed(spec, &attempt, error);
+            }
+            // What the attempt wrote is named by nobody.
+            remove_attempt(&folder, &attempt);
+        }
+        result
+    }
+
+    fn attempt(
+        &self,
+        spec: &UnitSpec,
+        folder: &PlanFolder,
+        loaded: &Arc<Loaded>,
+        name: &str,
+        attempt: &str,
+        cancel: &StopFlag,
+    ) -> Result<bool, EngineError> {
+        let scratch = self.temporary()?;
+        let stop = StopFlag::default();
+        let running = Running {
+            worker: self,
+            folder,
+            header: &loaded.header,
+            loaded,
+            attempt,
+            name,
+            scratch: &scratch,
+            stop: &stop,
+        };
+        let (ended, reason) = (AtomicBool::new(false), Mutex::new(None));
+        let plans = spec.folder.parent().unwrap_or(&spec.folder);
+        let deadline = Instant::now() + Duration::from_secs(spec.limit_seconds);
+        let result = std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                while !ended.load(Ordering::Acquire) {
+                    let why = if cancel.is_set() {
+                        Some(EngineError::Interrupted)
+                    } else if superseded(plans, spec.epoch) {
+                        Some(EngineError::NotNow(
+                            "a driver that started later has taken the job over".into(),
+                        ))
+                    } else if Instant::now() > deadline {
+                        Some(EngineError::NotNow(format!(
+                            "unit `{name}` took longer than its {} s",
+                            spec.limit_seconds
+                        )))
+                    } else {
+                        None
+                    };
+                    if let Some(why) = why {
+                        if let Ok(mut reason) = reason.lock() {
+                            reason.get_or_insert(why);
+                        }
+                        stop.set();
+                        return;
+                    }
+                    std::thread::park_timeout(LOOK);
+                }
+            });
+            let result =
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| running.work(&spec.work)))
+                    .unwrap_or_else(|_| Err(EngineError::Bug(format!("unit `{name}` panicked"))));
+            ended.store(true, Ordering::Release);
+            watcher.thread().unpark();
+            result
+        });
+        match result {
+            Err(EngineError::Interrupted) => Err(reason
+                .into_inner()
+                .ok()
+                .flatten()
+                .unwrap_or(EngineError::Interrupted)),
+            other => other,
+        }
+    }
+
+    /// Makes the vocabulary of a plan; `spec` tells its folder.
+    pub(super) fn vocabulary(
+        &self,
+        spec: &UnitSpec,
+        names: &[String],
+        bad: &[(usize, String)],
+    ) -> Result<(), EngineError> {
+        let folder = PlanFolder::open(&spec.folder)?;
+        let loaded = self.load(&folder)?;
+        let scratch = self.temporary()?;
+        let stop = StopFlag::default();
+        let running = Running {
+            worker: self,
+            folder: &folder,
+            header: &loaded.header,
+            loaded: &loaded,
+            attempt: "",
+            name: VOCABULARY,
+            scratch: &scratch,
+            stop: &stop,
+        };
+        running.make_vocabulary(names, bad)
+    }
+
+    fn temporary(&self) -> Result<tempfile::TempDir, EngineError> {
+        tempfile::Builder::new()
+            .prefix("unit-")
+            .tempdir_in(&self.limits.scratch)
+            .map_err(|source| io("create", &self.limits.scratch, source))
+    }
+
+    fn check_allowed(&self, path: &Path) -> Result<(), EngineError> {
+        let inside = self.limits.allowed.is_empty()
+            || (path.is_absolute()
+                && !path
+                    .components()
+                    .any(|c| c == std::path::Component::ParentDir)
+                && self
+                    .limits
+                    .allowed
+                    .iter()
+                    .any(|root| path.starts_with(root)));
+        if inside {
+            return Ok(());
+        }
+        Err(EngineError::Setting(format!(
+            "this executor may not use `{}`: it is not in a folder given to it by --allow",
+            path.display()
+        )))
+    }
+
+    fn load(&self, folder: &PlanFolder) -> Result<Arc<Loaded>, EngineError> {
+        let poisoned = |_| EngineError::Bug("a unit panicked while it loaded its plan".into());
+        let mut kept = self.loaded.lock().map_err(poisoned)?;
+        if let Some(loaded) = &*kept
+            && loaded.root == folder.path()
+        {
+            return Ok(loaded.clone());
+        }
+        let header = PlanHeader::read(folder)?.ok_or_else(|| {
+            EngineError::NotNow(format!("`{}` has no plan yet", folder.path().display()))
+        })?;
+        let job = header.job(self.limits.memory, self.limits.threads);
+        let extractor = Arc::new(FeatureExtractor::new(&job.settings.features)?);
+        let mut recorded = RecordedSettings::resolve(&job.settings, &extractor)?;
+        recorded.given = header.recorded.given.clone();
+        let differences = recorded.differences(&header.recorded);
+        if !differences.is_empty() {
+            return Err(EngineError::Setting(format!(
+                "a file that the job's settings name is another one on this machine\n  {}",
+                differences.join("\n  ")
+            )));
+        }
+        let warehouse = Warehouse::open(&header.warehouse)?;
+        if let Some(root) = warehouse.local() {
+            self.check_allowed(root)?;
+        }
+        let given = match &job.settings.vocabulary.file {
+            Some(path) => Some(Arc::new(Vocabulary::from_file(path)?)),
+            None => None,
+        };
+        let loaded = Arc::new(Loaded {
+            root: folder.path().to_owned(),
+            name: JobName::new(&header.name)?,
+            prepared: Prepared {
+                session: Session::new(
+                    self.limits.threads,
+                    self.limits.memory,
+                    Some(&self.limits.scratch),
+                )?,
+                extractor,
+                recorded: header.recorded.clone(),
+            },
+            warehouse,
+            given,
+            job,
+            header,
+            vocabulary: Mutex::new(None),
+        });
+        *kept = Some(loaded.clone());
+        Ok(loaded)
+    }
+}
+
+/// One attempt at one unit.
+pub(super) struct Running<'a> {
+    pub(super) worker: &'a UnitWorker,
+    pub(super) folder: &'a PlanFolder,
+    pub(super) header: &'a PlanHeader,
+    pub(super) loaded: &'a Loaded,
+    pub(super) attempt: &'a str,
+    name: &'a str,
+    pub(super) scratch: &'a tempfile::TempDir,
+    pub(super) stop: &'a StopFlag,
+}
+
+impl<'a> Running<'a> {
+    fn work(&self, work: &Work) -> Result<bool, EngineError> {
+        match work {
+            Work::Terms { unit, leave_out } => {
+                let done = self.terms(unit, leave_out)?;
+                self.finish(&done)
+            }
+            Work::Count { terms, .. } => {
+                let done = self.count(terms)?;
+                self.finish(&done)
+            }
+            Work::Reduce { number, range } => {
+                let done = self.reduce(*number, range)?;
+                self.finish(&done)
+            }
+        }
+    }
+
+    /// The manifest comes last. When somebody else was first, what this attempt wrote is removed.
+    fn finish(&self, manifest: &impl serde::Serialize) -> Result<bool, EngineError> {
+        self.check_stop()?;
+        let first = self.folder.put(self.name, manifest)?;
+        if !first {
+            remove_attempt(self.folder, self.attempt);
+        }
+        Ok(first)
+    }
+
+    pub(super) fn check_stop(&self) -> Result<(), EngineError> {
+        if self.stop.is_set() {
+            return Err(EngineError::Interrupted);
+        }
+        Ok(())
+    }
+
+    /// What files of this attempt are called.
+    pub(super) fn attempt_name(&self) -> String {
+        format!("{}-{}", self.attempt, self.name)
+    }
+
+    pub(super) fn prepared(&self) -> &'a Prepared {
+        &self.loaded.prepared
+    }
+
+    pub(super) fn scanner(&self) -> Scanner {
+        Scanner::new(
+            self.prepared().session.context().clone(),
+            &self.loaded.job.settings.text,
+            // What is too large was decided when the job was planned, not by this machine.
+            self.header.scan_limit,
+        )
+    }
+
+    pub(super) fn budget(&self, files: &[CorpusFile]) -> Result<Budget, EngineError> {
+        self.prepared().budget(&self.loaded.job, files)
+    }
+
+    /// The run as the steps in one process see it.
+    pub(super) fn run(&self, budget: Budget) -> Run<'a> {
+        Run {
+            job: &self.loaded.job,
+            name: &self.loaded.name,
+            warehouse: &self.loaded.warehouse,
+            prepared: &self.loaded.prepared,
+            progress: &Quiet,
+            stop: self.stop,
+            budget,
+            files: &[],
+            job_folder: &self.loaded.root,
+            started: Instant::now(),
+        }
+    }
+
+    /// The vocabulary, and a corpus that has just its totals.
+    pub(super) fn vocabulary(&self) -> Result<(Arc<Vocabulary>, Corpus), EngineError> {
+        let poisoned = |_| EngineError::Bug("a unit panicked while it read the vocabulary".into());
+        let mut kept = self.loaded.vocabulary.lock().map_err(poisoned)?;
+        let (vocabulary, totals) = match &*kept {
+            Some(known) => known.clone(),
+            None => {
+                let done: VocabularyDone = self.folder.need(VOCABULARY)?;
+                let vocabulary = Arc::new(read_vocabulary(self.folder, &done)?);
+                let totals = FileTally {
+                    rows: done.rows,
+                    tokens: done.tokens,
+                };
+                kept.insert((vocabulary, totals)).clone()
+            }
+        };
+        Ok((vocabulary, Corpus::of_totals(totals)))
+    }
+}
+
+/// Removes the files of an attempt that failed or came second. What cannot be removed goes away
+/// with the plan's folder.
+fn remove_attempt(folder: &PlanFolder, attempt: &str) {
+    for place in [folder.data(), folder.tables()] {
+        for name in super::folder::names(&place).unwrap_or_default() {
+            if name.contains(attempt) {
+                let _ = std::fs::remove_file(place.join(name));
+            }
+        }
+    }
+}
+
+/// Moves a file, perhaps to another file system, and makes it durable.
+pub(super) fn bring(from: &Path, to: &Path) -> Result<(), EngineError> {
+    let copy = || -> std::io::Result<()> {
+        std::fs::copy(from, to)?;
+        std::fs::File::open(to)?.sync_all()?;
+        std::fs::remove_file(from)
+    };
+    copy().map_err(|source| io("write", to, source))
+}
