@@ -66,7 +66,8 @@ fn pairs(lefts: u32, width: u32, large: u64) -> Vec<Pair> {
     (0..lefts)
         .flat_map(|left| {
             (0..width).map(move |index| {
-                let count = 1 + u64::from((left.wrapping_mul(2_654_435_761) >> 20) ^ (index * 7)) % 9;
+                let count =
+                    1 + u64::from((left.wrapping_mul(2_654_435_761) >> 20) ^ (index * 7)) % 9;
                 let right = left + index * (1 + left % 3);
                 (left, right, if index % 1000 == 999 { large } else { count })
             })
