@@ -1,7 +1,7 @@
 //! The query service that all protocols share: a statement in, a bounded stream of rows out.
 //!
 //! Planning and running happen on threads of their own, so that a heavy query delays no handshake and
-//! no health check. Rows come through a channel of [`AHEAD`] batches: a client that reads slowly slows
+//! no health check. Rows come through a channel of `AHEAD` batches: a client that reads slowly slows
 //! its query down and nothing else, and its time goes on running.
 
 use std::collections::HashMap;
