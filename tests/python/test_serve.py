@@ -77,9 +77,6 @@ class Server:
         text = b"".join(self.log).decode()
         if failure[0] is None:
             assert code == self.code, text
-            # Known: stopped while a table is being opened, the table library's reader thread says that it lost its runtime.
-            if "TokioMultiThreadExecutor has crashed" in text:
-                return
             for noise in ("panicked", "backtrace"):
                 assert noise not in text, text
 
@@ -130,7 +127,6 @@ QUERIES = [
 ]
 
 
-@pytest.mark.xfail(reason="the stream marks columns of constants as nullable where GetFlightInfo promised otherwise: adbc refuses the batch", strict=True)
 def test_flight_sql_gives_what_pmill_sql_gives(server, warehouse):
     with flight_sql.connect(f"grpc://{server.flight_sql}") as connection, connection.cursor() as cursor:
         for query in QUERIES:
@@ -138,7 +134,6 @@ def test_flight_sql_gives_what_pmill_sql_gives(server, warehouse):
             assert cursor.fetchall() == expected(warehouse, query), query
 
 
-@pytest.mark.xfail(reason="the server does not list the table `outside` yet", strict=True)
 def test_psycopg_gives_what_pmill_sql_gives_as_text_and_binary(server, warehouse):
     with psycopg.connect(server.dsn()) as connection:
         for binary in (False, True):
@@ -167,13 +162,12 @@ def test_flight_sql_tells_what_there_is(server):
             for catalog in objects
             for schema in catalog["catalog_db_schemas"]
         }
-        assert set(schemas["captions"]) == {"pairs", "pmi", "sources", "vocab"}
+        assert set(schemas["captions"]) == {"outside", "pairs", "pmi", "sources", "vocab"}
         columns = [column["column_name"] for column in schemas["captions"]["pmi"]["table_columns"]]
         assert columns[:6] == ["left", "right", "n_xy", "n_x", "n_y", "n"]
         assert connection.adbc_get_table_types() == ["TABLE"]
 
 
-@pytest.mark.xfail(reason="a wrong ticket is refused with other words", strict=True)
 def test_pyarrow_flight_streams_a_statement(server, warehouse):
     client = flight.connect(f"grpc://{server.flight_sql}")
     # CommandStatementQuery in an Any: field 1 is the statement.
@@ -185,7 +179,7 @@ def test_pyarrow_flight_streams_a_statement(server, warehouse):
     table = client.do_get(info.endpoints[0].ticket).read_all()
     assert table.num_rows == pmill.sql(warehouse, "SELECT count(*) AS n FROM captions.pmi")[0]["n"]
     assert table.schema.names == info.schema.names
-    with pytest.raises(pa.ArrowInvalid, match="not one of this server|parse|decode|protobuf|type_url"):
+    with pytest.raises(pa.ArrowInvalid, match="(?i)not one of this server|parse|decode|protobuf|type_url"):
         client.do_get(flight.Ticket(b"\x01nonsense")).read_all()
     client.close()
 
@@ -241,18 +235,39 @@ def test_asyncpg_prepares_and_has_cursors(server, warehouse):
     assert streamed == expected(warehouse, "SELECT id, token FROM captions.vocab ORDER BY id")
 
 
-@pytest.mark.xfail(reason="version() answers as DataFusion, which SQLAlchemy cannot parse", strict=True)
-def test_sqlalchemy_reflects(server):
+@pytest.fixture
+def engine(server):
     import sqlalchemy
 
     host, port = server.postgres.rsplit(":", 1)
     engine = sqlalchemy.create_engine(f"postgresql+psycopg://ann@{host}:{port}/wh")
-    inspector = sqlalchemy.inspect(engine)
-    assert "captions" in inspector.get_schema_names()
-    assert set(inspector.get_table_names(schema="captions")) == {"pairs", "pmi", "sources", "vocab"}
-    names = [column["name"] for column in inspector.get_columns("pmi", schema="captions")]
-    assert names[:3] == ["left", "right", "n_xy"]
+    yield engine
     engine.dispose()
+
+
+def test_sqlalchemy_asks_and_lists_tables(engine, warehouse):
+    import sqlalchemy
+
+    query = NEIGHBOURS.format("'w3'")
+    with engine.connect() as connection, connection.begin_nested():
+        assert [tuple(row) for row in connection.execute(sqlalchemy.text(query))] == expected(warehouse, query)
+    inspector = sqlalchemy.inspect(engine)
+    assert set(inspector.get_table_names(schema="captions")) == {"outside", "pairs", "pmi", "sources", "vocab"}
+
+
+@pytest.mark.xfail(reason="DataFusion 55 has no LIKE … ESCAPE but with a backslash, which SQLAlchemy asks with", strict=True)
+def test_sqlalchemy_lists_schemas(engine):
+    import sqlalchemy
+
+    assert "captions" in sqlalchemy.inspect(engine).get_schema_names()
+
+
+@pytest.mark.xfail(reason="pg_get_serial_sequence is missing, which SQLAlchemy asks of columns", strict=True)
+def test_sqlalchemy_reflects_columns(engine):
+    import sqlalchemy
+
+    names = [column["name"] for column in sqlalchemy.inspect(engine).get_columns("pmi", schema="captions")]
+    assert names[:3] == ["left", "right", "n_xy"]
 
 
 def test_jdbc_reads(server, warehouse, tmp_path):
@@ -319,7 +334,6 @@ def test_new_commits_are_seen_by_new_queries(tmp_path):
         assert connection.execute("SELECT count(*) FROM other.vocab").fetchone()[0] > 0
 
 
-@pytest.mark.xfail(reason="a cross join does not look at its time limit: the query goes on", run=False, strict=True)
 def test_limits_hold_for_one_query_and_not_for_others(warehouse):
     flags = ("--query-memory", "4MiB", "--query-time", "3", "--result-rows", "5000", "--user-queries", "2")
     with Server(warehouse, *ALL, *flags) as server:
@@ -338,7 +352,6 @@ def test_limits_hold_for_one_query_and_not_for_others(warehouse):
             refuse("SELECT " + "1+" * 6000 + "1", "54000")
 
 
-@pytest.mark.xfail(reason="a cross join does not look at its cancellation: the query goes on", run=False, strict=True)
 def test_a_query_is_cancelled(warehouse):
     slow = "SELECT count(*) FROM captions.pmi a, captions.pmi b, captions.pmi c WHERE a.pmi + b.pmi + c.pmi > 1"
     with Server(warehouse, *ALL) as server:
@@ -516,7 +529,6 @@ def test_sigterm_lets_running_queries_finish(warehouse):
             psycopg.connect(server.dsn())
 
 
-@pytest.mark.xfail(reason="a malformed frame makes a connection task panic; the server stays up, the log is not clean", run=False, strict=True)
 def test_bad_clients_disturb_nobody(server, warehouse):
     host, port = server.postgres.rsplit(":", 1)
     postgres = (host, int(port))
