@@ -348,7 +348,8 @@ def test_limits_hold_for_one_query_and_not_for_others(warehouse):
             cross = "FROM captions.pmi a, captions.pmi b, captions.pmi c"
             refuse("SELECT a.left, b.right FROM captions.pmi a, captions.pmi b", "54000")
             refuse(f"SELECT count(*) {cross} WHERE a.pmi + b.pmi + c.pmi > 1", "57014")
-            refuse("SELECT count(DISTINCT x * 3) FROM generate_series(1, 3000000) AS t(x)", "53200")
+            # One list cannot spill; it is past its limit long before its time is over.
+            refuse("SELECT cardinality(array_agg(x)) FROM generate_series(1, 3000000) AS t(x)", "53200")
             refuse("SELECT " + "1+" * 6000 + "1", "54000")
 
 
