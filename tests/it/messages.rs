@@ -168,6 +168,11 @@ fn the_help_of_count() {
 
               [env: PMILL_THREADS=]
 
+          --work-dir <FOLDER>
+              Folder for work in progress on warehouses in object stores [default: in the user's cache]
+
+              [env: PMILL_WORK_DIR=]
+
           --json
               Print one JSON object on stdout
 

@@ -141,7 +141,6 @@ def test_a_partitioned_folder_of_spark_is_listed_without_its_side_files(data, wa
     [
         (["missing.parquet"], "input `missing.parquet`: no such file or folder"),
         (["in/*.pq"], "input `in/*.pq`: the glob matches no file"),
-        (["s3://bucket/x.parquet"], "scheme `s3` is not in this build"),
         (["file://relative"], "expected file:///absolute/path"),
         (["in/t.parquet", "missing"], "input `missing`: no such file or folder"),
     ],

@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
+pub use pmill_engine::error::chain;
 use pmill_engine::{EngineError, Kind};
 
 use crate::limits::Global;
@@ -61,20 +62,6 @@ impl From<std::io::Error> for Failure {
         }
         Self::Error(Kind::User, format!("cannot write the output: {error}"))
     }
-}
-
-/// An error with its causes on one line, each said once.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let more = inner.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = inner.source();
-    }
-    text
 }
 
 /// Prints an outcome and gives the exit code.

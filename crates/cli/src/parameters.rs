@@ -1,6 +1,7 @@
 //! Parameters of a pipeline file, laid into its SQL: `{name}` becomes the value as an SQL literal.
 
 use pmill_engine::error::nearest_name;
+use pmill_engine::sql::literal as literal_text;
 
 /// Replaces every `{name}` in `sql` by its value, quoted as SQL wants it. A doubled brace (`{{`, `}}`)
 /// is one brace.
@@ -39,7 +40,7 @@ pub fn fill(sql: &str, parameters: &toml::Table) -> Result<String, String> {
 
 fn literal(name: &str, value: &toml::Value) -> Result<String, String> {
     Ok(match value {
-        toml::Value::String(text) => format!("'{}'", text.replace('\'', "''")),
+        toml::Value::String(text) => literal_text(text),
         toml::Value::Integer(number) => number.to_string(),
         toml::Value::Float(number) if number.is_finite() => format!("{number:?}"),
         toml::Value::Boolean(value) => value.to_string(),

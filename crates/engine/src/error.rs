@@ -163,6 +163,21 @@ pub enum FileFault {
     },
 }
 
+/// An error with its causes on one line, each said once.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let more = inner.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
 fn did_you_mean(name: Option<&str>) -> String {
     name.map(|name| format!(" (did you mean `{name}`?)"))
         .unwrap_or_default()

@@ -52,6 +52,7 @@ pub mod tables;
 pub mod time_travel;
 pub mod tokens;
 pub mod units;
+pub mod unwind;
 pub mod vacuum;
 pub mod verify;
 pub mod vocabulary;

@@ -14,8 +14,7 @@ use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema, SchemaRef}
 use arrow::record_batch::RecordBatch;
 use datafusion::common::DFSchema;
 use datafusion::physical_plan::PhysicalExpr;
-use datafusion::prelude::{ParquetReadOptions, SessionContext};
-use futures::StreamExt;
+use datafusion::prelude::SessionContext;
 use pmill_count::Side;
 use pmill_store::{DataFile, Job, JobName, Warehouse};
 
@@ -255,34 +254,16 @@ impl TableRows {
         stop: &StopFlag,
         mut each: impl FnMut(&[i32], &[i32], &[i64]) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
-        let url = self
-            .warehouse
-            .url()
-            .join(&format!(
-                "{}/pairs/{}",
-                self.job.name, self.files[number].0.name
-            ))
-            .map_err(|error| EngineError::Bug(error.to_string()))?;
-        let handle = self.session.handle();
-        let mut stream = handle
-            .block_on(async {
-                let options = ParquetReadOptions::default();
-                let frame = self.in_order.read_parquet(url.as_str(), options).await?;
-                frame.execute_stream().await
+        let name = &self.files[number].0.name;
+        let url = self.warehouse.file_url(&self.job.name, "pairs", name)?;
+        self.session
+            .each_batch(&self.in_order, &url, stop, |batch| {
+                each(
+                    batch.column(0).as_primitive::<Int32Type>().values(),
+                    batch.column(1).as_primitive::<Int32Type>().values(),
+                    batch.column(2).as_primitive::<Int64Type>().values(),
+                )
             })
-            .map_err(query)?;
-        while let Some(batch) = handle.block_on(stream.next()) {
-            if stop.is_set() {
-                return Err(EngineError::Interrupted);
-            }
-            let batch = batch.map_err(query)?;
-            each(
-                batch.column(0).as_primitive::<Int32Type>().values(),
-                batch.column(1).as_primitive::<Int32Type>().values(),
-                batch.column(2).as_primitive::<Int64Type>().values(),
-            )?;
-        }
-        Ok(())
     }
 
     /// Reads the table once for the lengths and sums of its rows.

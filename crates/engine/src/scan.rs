@@ -5,9 +5,7 @@
 //! promised, and page checksums, where the file has them, must hold. Whatever a broken file makes
 //! the decoder do, panics included, ends at this module's edge as a [`FileFault`].
 
-use std::cell::Cell;
-use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::record_batch::RecordBatch;
@@ -23,7 +21,7 @@ use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionContext;
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, path::Path as ObjectPath};
 use parquet::arrow::parquet_to_arrow_schema;
 
@@ -33,6 +31,7 @@ use crate::expression::{RowPlan, RowSpec, projected};
 use crate::footer;
 use crate::input::InputFile;
 use crate::memory::ByteSize;
+use crate::unwind;
 
 /// What a compressed chunk may swell to before it is taken for a bomb, when it is also large
 /// against the memory limit. Text compresses 2 to 10 times, a constant column some hundreds.
@@ -90,7 +89,6 @@ impl Scanner {
     /// A scanner of the rows of `spec`.
     #[must_use]
     pub fn new(context: SessionContext, spec: RowSpec, limit: ByteSize) -> Self {
-        quiet_caught_panics();
         Self {
             context,
             spec,
@@ -457,53 +455,19 @@ async fn explain_footer(store: &dyn ObjectStore, meta: &ObjectMeta, reason: Stri
     format!("not a readable Parquet file: {reason}")
 }
 
-thread_local! {
-    static CATCHING: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Panics that this module catches become messages; the default hook would print them too.
-fn quiet_caught_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if !CATCHING.with(Cell::get) {
-                before(info);
-            }
-        }));
-    });
-}
-
-fn caught(payload: &(dyn std::any::Any + Send)) -> String {
-    let text = payload
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_default();
-    format!("the decoder gave up on it ({})", one_line(&text))
-}
-
+/// Calls the decoder; a panic in it becomes a reason.
 pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    CATCHING.with(|flag| flag.set(true));
-    let result = std::panic::catch_unwind(AssertUnwindSafe(work));
-    CATCHING.with(|flag| flag.set(false));
-    result.map_err(|payload| caught(payload.as_ref()))
+    unwind::catch(work).map_err(gave_up)
 }
 
-/// Polls a future of the decoder so that a panic in it becomes an error.
+/// Polls a future of the decoder; an error of it, or a panic in it, becomes a reason.
 async fn guard<T>(work: impl Future<Output = Result<T, DataFusionError>>) -> Result<T, String> {
-    let work = AssertUnwindSafe(work).catch_unwind();
-    let mut work = std::pin::pin!(work);
-    let result = std::future::poll_fn(|context| {
-        CATCHING.with(|flag| flag.set(true));
-        let polled = work.as_mut().poll(context);
-        CATCHING.with(|flag| flag.set(false));
-        polled
-    })
-    .await;
-    match result {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(reason(&error)),
-        Err(payload) => Err(caught(payload.as_ref())),
-    }
+    unwind::guard(work)
+        .await
+        .map_err(gave_up)?
+        .map_err(|error| reason(&error))
+}
+
+fn gave_up(panic: String) -> String {
+    format!("the decoder gave up on it ({})", one_line(&panic))
 }

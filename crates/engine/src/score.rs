@@ -16,8 +16,7 @@ use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema, SchemaRef}
 use arrow::record_batch::RecordBatch;
 use datafusion::common::DFSchema;
 use datafusion::physical_plan::PhysicalExpr;
-use datafusion::prelude::{ParquetReadOptions, SessionContext};
-use futures::StreamExt;
+use datafusion::prelude::SessionContext;
 use pmill_count::Side;
 use pmill_stats::{Base, measure, measures};
 use pmill_store::{DataFile, Job, JobName, PmiCommit, Warehouse};
@@ -444,26 +443,14 @@ impl Scorer<'_> {
         number: usize,
         mut each: impl FnMut(&RecordBatch) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
-        let url = self
-            .warehouse
-            .url()
-            .join(&format!("{}/pairs/{}", self.name, self.files[number].name))
-            .map_err(|error| EngineError::Bug(error.to_string()))?;
-        let handle = self.session.handle();
-        let mut stream = handle
-            .block_on(async {
-                let options = ParquetReadOptions::default();
-                let frame = self.in_order.read_parquet(url.as_str(), options).await?;
-                frame.execute_stream().await
-            })
-            .map_err(query)?;
-        while let Some(batch) = handle.block_on(stream.next()) {
-            if self.stop.is_set() {
-                return Err(EngineError::Interrupted);
-            }
-            each(&batch.map_err(query)?)?;
-        }
-        Ok(())
+        self.session.each_batch(
+            &self.in_order,
+            &self
+                .warehouse
+                .file_url(self.name, "pairs", &self.files[number].name)?,
+            self.stop,
+            |batch| each(&batch),
+        )
     }
 
     /// Row and column sums of the pair counts.

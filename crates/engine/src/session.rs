@@ -3,15 +3,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow::record_batch::RecordBatch;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
+use futures::StreamExt;
 use pmill_store::store_is_away;
 use tokio::runtime::{Handle, Runtime};
 
 use crate::error::EngineError;
 use crate::memory::ByteSize;
+use crate::progress::StopFlag;
 use crate::stores::Stores;
 
 /// A runtime and a DataFusion context that share one memory limit.
@@ -63,6 +66,34 @@ impl Session {
     #[must_use]
     pub fn handle(&self) -> &Handle {
         self.runtime.handle()
+    }
+
+    /// Gives the batches of one Parquet file to `each`, in order, on the calling thread. `context` is
+    /// this session's, perhaps with other settings.
+    ///
+    /// # Errors
+    /// When the file cannot be read, those of `each`, a stop.
+    pub(crate) fn each_batch(
+        &self,
+        context: &SessionContext,
+        url: &url::Url,
+        stop: &StopFlag,
+        mut each: impl FnMut(RecordBatch) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        let mut stream = self
+            .wait(async {
+                let options = ParquetReadOptions::default();
+                let frame = context.read_parquet(url.as_str(), options).await?;
+                frame.execute_stream().await
+            })
+            .map_err(query)?;
+        while let Some(batch) = self.wait(stream.next()) {
+            if stop.is_set() {
+                return Err(EngineError::Interrupted);
+            }
+            each(batch.map_err(query)?)?;
+        }
+        Ok(())
     }
 
     /// Waits for a future, from a thread outside the runtime.

@@ -19,12 +19,14 @@ use crate::settings::RecordedSettings;
 use crate::time_travel;
 
 /// Text as an SQL literal.
-pub(crate) fn literal(text: &str) -> String {
+#[must_use]
+pub fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
 /// A column's name in SQL, whatever is in it.
-pub(crate) fn name(column: &str) -> String {
+#[must_use]
+pub fn name(column: &str) -> String {
     format!("\"{}\"", column.replace('"', "\"\""))
 }
 

@@ -173,16 +173,7 @@ impl ServeError {
     /// The error with its causes on one line, each said once.
     #[must_use]
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(inner) = cause {
-            let more = inner.to_string();
-            if !text.contains(&more) {
-                text = format!("{text}: {more}");
-            }
-            cause = inner.source();
-        }
-        text
+        pmill_engine::error::chain(self)
     }
 
     /// An error of DataFusion as ours: what we put inside comes out as it went in.

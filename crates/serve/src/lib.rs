@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`service::Service`] takes a statement and gives back a bounded stream of rows; it knows nothing of
-//! protocols. [`server::Server`] listens, lets in, and stops.
+//! protocols. The module `server` listens, lets in, and stops.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 

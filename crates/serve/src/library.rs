@@ -32,6 +32,8 @@ pub struct Mark {
     pub pairs: u64,
     /// Newest commit of `pmi`.
     pub pmi: Option<u64>,
+    /// Whether terms outside the vocabulary are kept.
+    pub outside: bool,
 }
 
 type Marks = BTreeMap<JobName, Mark>;
@@ -157,7 +159,15 @@ impl Library {
                 };
                 if let Some(pairs) = newest("pairs") {
                     let pmi = newest("pmi");
-                    marks.insert(name, Mark { pairs, pmi });
+                    let outside = newest("outside").is_some();
+                    marks.insert(
+                        name,
+                        Mark {
+                            pairs,
+                            pmi,
+                            outside,
+                        },
+                    );
                 }
             }
             return Ok(marks);
@@ -185,7 +195,15 @@ impl Library {
                 };
             if let Some(pairs) = newest("pairs").await? {
                 let pmi = newest("pmi").await?;
-                marks.insert(name, Mark { pairs, pmi });
+                let outside = newest("outside").await?.is_some();
+                marks.insert(
+                    name,
+                    Mark {
+                        pairs,
+                        pmi,
+                        outside,
+                    },
+                );
             }
         }
         Ok(marks)
@@ -339,8 +357,8 @@ pub struct JobSchema {
     file_table: OnceLock<Arc<FileTable>>,
 }
 
-const TABLES: [&str; 4] = ["pairs", "pmi", "sources", "vocab"];
-const PMI: usize = 1;
+const TABLES: [&str; 5] = ["outside", "pairs", "pmi", "sources", "vocab"];
+const PMI: usize = 2;
 
 impl JobSchema {
     /// The job.
@@ -380,10 +398,11 @@ impl JobSchema {
             ("vocab", _) => &job.vocab,
             ("pairs", _) => &job.pairs,
             ("sources", _) => &job.sources,
-            (_, Some(pmi)) => pmi,
-            (_, None) => {
+            ("pmi", Some(pmi)) => pmi,
+            ("outside", _) if let Some(outside) = &job.outside => outside,
+            (table, _) => {
                 return Err(DataFusionError::Plan(format!(
-                    "{} is not scored",
+                    "job `{}` has no table `{table}`",
                     self.name
                 )));
             }
@@ -445,6 +464,10 @@ impl SchemaProvider for JobSchema {
     }
 
     fn table_exist(&self, name: &str) -> bool {
-        TABLES.contains(&name) && (name != TABLES[PMI] || self.is_scored())
+        match name {
+            "pmi" => self.is_scored(),
+            "outside" => self.mark.outside,
+            name => TABLES.contains(&name),
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! term's *words* are not in the order of the file, and a page's smallest and largest word say little.
 //! One pass over the column `left` (a dictionary column: small) gives for each word its runs of rows;
 //! a look-up then reads those rows and no others. Memory: one entry for each distinct left word. A
-//! table whose words are scattered is not worth an index and gets none ([`MAX_RUNS`]).
+//! table whose words are scattered is not worth an index and gets none (`MAX_RUNS`).
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -132,12 +132,13 @@ async fn run(
             .unwrap_or_else(|error| Err(ServeError::Bug(error.to_string())))
             .and(Err(ServeError::Bug("a server ended on its own".to_owned()))),
     };
-    warming.abort();
     service.stop();
     tracing::info!(queries = service.running(), "stopping");
     // Receivers live in the servers.
     let _ = stop.send(true);
     let finishing = async {
+        // Opening a table is not torn apart: its reader has a thread that waits for it.
+        let _ = warming.await;
         service.idle().await;
         while servers.join_next().await.is_some() {}
     };

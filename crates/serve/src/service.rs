@@ -1,7 +1,7 @@
 //! The query service that all protocols share: a statement in, a bounded stream of rows out.
 //!
 //! Planning and running happen on threads of their own, so that a heavy query delays no handshake and
-//! no health check. Rows come through a channel of [`AHEAD`] batches: a client that reads slowly slows
+//! no health check. Rows come through a channel of `AHEAD` batches: a client that reads slowly slows
 //! its query down and nothing else, and its time goes on running.
 
 use std::collections::HashMap;
@@ -9,16 +9,18 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::arrow::record_batch::RecordBatch;
 use datafusion::common::ParamValues;
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::execution::TaskContext;
 use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::LogicalPlan;
-use datafusion::physical_plan::execute_stream;
+use datafusion::physical_plan::coop::CooperativeExec;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
 use futures::{Stream, StreamExt};
@@ -503,7 +505,11 @@ impl Task {
                 .replace_params_with_values(&values)
                 .map_err(failed)?,
         };
+        // What was promised when the statement was planned: the stream may know more of its columns
+        // (that they hold no nulls), and clients compare the two.
+        let promised: SchemaRef = Arc::new(plan.schema().as_arrow().clone());
         let physical = state.create_physical_plan(&plan).await.map_err(failed)?;
+        let physical = yielding(physical).map_err(failed)?;
         let pool = QueryPool::new(self.service.pool.clone(), limits.query_memory);
         let environment = RuntimeEnvBuilder::from_runtime_env(state.runtime_env())
             .with_memory_pool(Arc::new(pool))
@@ -511,7 +517,7 @@ impl Task {
             .map_err(failed)?;
         let context = TaskContext::from(&state).with_runtime(environment);
         let mut stream = execute_stream(physical, Arc::new(context)).map_err(failed)?;
-        if schema.send(stream.schema()).is_err() {
+        if schema.send(promised.clone()).is_err() {
             return Err(ServeError::Cancelled);
         }
         while let Some(batch) = stream.next().await {
@@ -519,6 +525,9 @@ impl Task {
             if batch.num_rows() == 0 {
                 continue;
             }
+            let batch = batch
+                .with_schema(promised.clone())
+                .map_err(|error| ServeError::Bug(error.to_string()))?;
             let rows = batch.num_rows() as u64;
             let rows = self.sent.rows.fetch_add(rows, Ordering::Relaxed) + rows;
             if rows > limits.result_rows {
@@ -539,6 +548,19 @@ impl Task {
         }
         Ok(())
     }
+}
+
+/// The plan with places to stop in. DataFusion makes its sources stop now and then, but a join makes
+/// many rows of few, and what reads it would go on for hours without looking up: neither its time
+/// limit nor its end would be seen.
+fn yielding(plan: Arc<dyn ExecutionPlan>) -> datafusion::error::Result<Arc<dyn ExecutionPlan>> {
+    let changed = plan.transform_up(|node| {
+        if node.children().len() < 2 {
+            return Ok(Transformed::no(node));
+        }
+        Ok(Transformed::yes(Arc::new(CooperativeExec::new(node))))
+    })?;
+    Ok(changed.data)
 }
 
 /// The rows of a running query. Dropping it stops the query.
@@ -609,6 +631,3 @@ impl Drop for Rows {
         self.task.abort();
     }
 }
-
-/// How long a server waits for something that should take no time.
-pub const SHORT: Duration = Duration::from_secs(10);

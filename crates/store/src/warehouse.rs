@@ -122,6 +122,19 @@ impl Warehouse {
             })
     }
 
+    /// A file of a table, as DataFusion reads it.
+    ///
+    /// # Errors
+    /// When the name is no part of a URL.
+    pub fn file_url(&self, job: &JobName, table: &str, file: &str) -> Result<Url, StoreError> {
+        self.table_url(job, table)?
+            .join(file)
+            .map_err(|error| StoreError::Location {
+                location: self.display(),
+                reason: error.to_string(),
+            })
+    }
+
     /// The folder of a table, as the store and as this machine name it.
     #[must_use]
     pub fn table_folder(&self, job: &JobName, table: &str) -> (ObjectPath, Option<PathBuf>) {

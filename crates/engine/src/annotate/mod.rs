@@ -1,7 +1,7 @@
 //! A corpus and a scored table make the same rows with numbers for each document.
 //!
 //! Each input file gives one shard with its rows in their order, so that shards line up with inputs
-//! and with other annotations of them. Memory: the table as a [`lookup`], a few batches a thread.
+//! and with other annotations of them. Memory: the table as a `lookup`, a few batches a thread.
 
 mod columns;
 mod document;

@@ -254,13 +254,3 @@ impl<'a> Arguments<'a> {
         }
     }
 }
-
-/// A name as SQL text.
-pub(super) fn quoted_name(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// A text as SQL text.
-pub(super) fn quoted_text(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
-}

@@ -5,11 +5,11 @@ use datafusion::error::Result;
 use pmill_count::Side;
 use pmill_store::Job;
 
-use super::arguments::quoted_name;
 use super::planned::{external, job};
 use crate::catalog::WarehouseCatalog;
 use crate::job::{Facts, parse};
 use crate::settings::{ContextKind, RecordedSettings};
+use crate::sql;
 
 /// What is needed to write the counts of a job.
 pub(super) struct JobCounts {
@@ -58,7 +58,7 @@ impl JobCounts {
         Ok(Self {
             job,
             settings,
-            schema: quoted_name(name),
+            schema: sql::name(name),
             unit,
             symmetric,
             windows,

@@ -1,6 +1,6 @@
 //! Functions for `FROM`: `cooccur`, `neighbours`, `drift`, `matrix_rows`.
 //!
-//! Their arguments and columns are written in the catalogue of `pmill-stats`. [`NamedArguments`] brings
+//! Their arguments and columns are written in the catalogue of `pmill-stats`. `NamedArguments` brings
 //! `name => value` to its place before DataFusion, which takes arguments by place only, sees the call.
 //! Nothing is read while a query is being planned but the job that it names; counting starts with the query.
 

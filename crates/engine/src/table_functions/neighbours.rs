@@ -15,12 +15,13 @@ use datafusion::prelude::SessionContext;
 use pmill_stats::catalogue::{NEIGHBOURS, TableFunctionDoc};
 use pmill_stats::{Base, measure};
 
-use super::arguments::{Arguments, quoted_name, quoted_text};
+use super::arguments::Arguments;
 use super::counts::JobCounts;
 use super::planned::{PlannedTable, Query, external};
 use crate::catalog::WarehouseCatalog;
 use crate::error::nearest_name;
 use crate::score::column;
+use crate::sql;
 
 pub(super) static DOC: &TableFunctionDoc = &NEIGHBOURS;
 
@@ -80,11 +81,11 @@ impl Asked {
     /// The pairs that hold the word, turned: `neighbour`, `score` or nothing, `n_xy`, `n_x`, `n_y`, `n`.
     fn query_of_scores(&self, symmetric: bool, score: Option<&str>) -> String {
         let (word, table) = (
-            quoted_text(&self.word),
-            format!("{}.pmi", quoted_name(&self.job)),
+            sql::literal(&self.word),
+            format!("{}.pmi", sql::name(&self.job)),
         );
         let score = score.map_or_else(String::new, |name| {
-            format!(", {} AS score", quoted_name(name))
+            format!(", {} AS score", sql::name(name))
         });
         let as_left = format!(
             "SELECT \"right\" AS neighbour, n_xy, n_x, n_y, n{score} FROM {table} WHERE \"left\" = {word}"
@@ -120,8 +121,8 @@ impl Asked {
 async fn id_of(context: &SessionContext, job: &str, word: &str) -> Result<i32> {
     let find = format!(
         "SELECT id FROM {}.vocab WHERE token = {}",
-        quoted_name(job),
-        quoted_text(word)
+        sql::name(job),
+        sql::literal(word)
     );
     for batch in context.sql(&find).await?.collect().await? {
         use datafusion::arrow::array::AsArray;
@@ -149,7 +150,7 @@ impl Query for Asked {
         };
         let stored = if fresh {
             let table = context
-                .table(format!("{}.pmi", quoted_name(&self.job)))
+                .table(format!("{}.pmi", sql::name(&self.job)))
                 .await?;
             let names = table.schema().fields().iter().skip(6);
             names.map(|field| field.name().clone()).collect()

@@ -4,10 +4,14 @@ use std::fmt;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 
 use async_trait::async_trait;
-use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::arrow::array::Int32Array;
+use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::{MemorySchemaProvider, SchemaProvider};
+use datafusion::common::ScalarValue;
+use datafusion::common::cast::as_string_array;
 use datafusion::datasource::TableType;
 use datafusion::error::Result;
+use datafusion::logical_expr::{ColumnarValue, ScalarUDF, Volatility, create_udf};
 use datafusion::prelude::SessionContext;
 use datafusion_postgres::datafusion_pg_catalog::pg_catalog::catalog_info::CatalogInfo;
 use datafusion_postgres::datafusion_pg_catalog::pg_catalog::context::EmptyContextProvider;
@@ -15,7 +19,12 @@ use datafusion_postgres::datafusion_pg_catalog::pg_catalog::{
     PgCatalogSchemaProvider, PgCatalogStaticTables, setup_pg_catalog,
 };
 
+use datafusion_postgres::pgwire::api::Type;
+
 use crate::error::ServeError;
+
+/// The version of PostgreSQL that is spoken: in `version()` and as `server_version`.
+pub(super) const SERVER_VERSION: &str = "16.6";
 
 type PgSchema = PgCatalogSchemaProvider<Live, EmptyContextProvider>;
 
@@ -46,6 +55,8 @@ impl PgParts {
         }
         setup_pg_catalog(context, &name, EmptyContextProvider)
             .map_err(|error| bug(error.strip_backtrace()))?;
+        context.register_udf(version());
+        context.register_udf(to_regtype());
         let tables =
             PgCatalogStaticTables::try_new().map_err(|error| bug(error.strip_backtrace()))?;
         let live = Live::default();
@@ -69,6 +80,57 @@ impl PgParts {
             .unwrap_or_else(PoisonError::into_inner) = Some(newest);
         self.schema.clone()
     }
+}
+
+/// `version()` as clients of PostgreSQL parse it: a number that they know, then who we are.
+fn version() -> ScalarUDF {
+    let text = format!(
+        "PostgreSQL {SERVER_VERSION} (pmill {})",
+        env!("CARGO_PKG_VERSION")
+    );
+    create_udf(
+        "version",
+        Vec::new(),
+        DataType::Utf8,
+        Volatility::Stable,
+        Arc::new(move |_| Ok(ColumnarValue::Scalar(ScalarValue::Utf8(Some(text.clone()))))),
+    )
+}
+
+/// `to_regtype(name)`: the number (OID) of a type that results can have, NULL for any other.
+fn to_regtype() -> ScalarUDF {
+    let known = [
+        Type::BOOL,
+        Type::BYTEA,
+        Type::INT2,
+        Type::INT4,
+        Type::INT8,
+        Type::FLOAT4,
+        Type::FLOAT8,
+        Type::NUMERIC,
+        Type::TEXT,
+        Type::VARCHAR,
+        Type::DATE,
+        Type::TIMESTAMP,
+        Type::TIMESTAMPTZ,
+    ];
+    create_udf(
+        "to_regtype",
+        vec![DataType::Utf8],
+        DataType::Int32,
+        Volatility::Stable,
+        Arc::new(move |arguments| {
+            let names = ColumnarValue::values_to_arrays(arguments)?;
+            let numbers: Int32Array = as_string_array(&names[0])?
+                .iter()
+                .map(|name| {
+                    let found = known.iter().find(|of| Some(of.name()) == name)?;
+                    i32::try_from(found.oid()).ok()
+                })
+                .collect();
+            Ok(ColumnarValue::Array(Arc::new(numbers)))
+        }),
+    )
 }
 
 /// What there is, as the newest snapshot says, and `pg_catalog` itself.

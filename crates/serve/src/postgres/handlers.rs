@@ -29,6 +29,7 @@ use datafusion_postgres::pgwire::types::format::FormatOptions;
 use datafusion_postgres::{DfSessionService, Parser};
 use futures::{Sink, StreamExt};
 
+use super::savepoints::Savepoints;
 use super::{PROTOCOL, Running, pg_error};
 use crate::auth::User;
 use crate::error::ServeError;
@@ -55,7 +56,8 @@ pub(super) struct Parse {
 impl Handlers {
     pub(super) fn new(service: Arc<Service>) -> Self {
         let hooks: Arc<[Arc<dyn QueryHook>]> = Arc::new([
-            Arc::new(CursorStatementHook) as Arc<dyn QueryHook>,
+            Arc::new(Savepoints) as Arc<dyn QueryHook>,
+            Arc::new(CursorStatementHook),
             Arc::new(SetShowHook),
             Arc::new(TransactionStatementHook),
         ]);

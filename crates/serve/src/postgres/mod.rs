@@ -3,6 +3,7 @@
 
 pub mod catalog;
 mod handlers;
+mod savepoints;
 mod socket;
 mod startup;
 
@@ -69,8 +70,11 @@ pub async fn serve(
         let (shared, stop) = (shared.clone(), stop.clone());
         open.spawn(async move {
             let _place = place;
-            if let Err(error) = socket::serve(stream, &shared, stop).await {
-                tracing::debug!(%error, "connection ended");
+            // The protocol library panics on some frames that are not of the protocol.
+            match pmill_engine::unwind::guard(socket::serve(stream, &shared, stop)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "connection ended"),
+                Err(panic) => tracing::warn!(%panic, "connection ended by a malformed message"),
             }
         });
     }
@@ -130,7 +134,8 @@ impl CancelHandler for Cancels {
     async fn on_cancel_request(&self, request: CancelRequest) {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((key, running)) = all.get(&request.pid)
-            && *key == request.secret_key
+            // The same key reads as a number or as bytes, by the version of the protocol.
+            && key.eq_value(&request.secret_key)
             && let Some(query) = running
                 .0
                 .lock()

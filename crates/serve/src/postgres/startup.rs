@@ -33,6 +33,7 @@ pub(super) struct Startup {
 impl Startup {
     pub(super) fn new(gate: Arc<Gate>, service: Arc<Service>) -> Self {
         let mut parameters = DefaultServerParameterProvider::default();
+        parameters.server_version = super::catalog::SERVER_VERSION.to_owned();
         parameters.is_superuser = false;
         parameters.default_transaction_read_only = true;
         Self {

@@ -2,7 +2,9 @@
 //!
 //! All calls may be repeated: the service answers a repeated announcement or publication as it did the first.
 
-use super::error::{MergeServiceError, chain};
+use pmill_engine::error::chain;
+
+use super::error::MergeServiceError;
 use super::proto;
 use super::proto::merging_client::MergingClient;
 use std::path::PathBuf;

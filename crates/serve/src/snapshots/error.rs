@@ -155,20 +155,6 @@ impl MergeServiceError {
                 ErrorKind::Bug => Code::Internal,
             },
         };
-        Status::new(code, chain(self))
+        Status::new(code, pmill_engine::error::chain(self))
     }
-}
-
-/// An error with its causes on one line, each said once.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let more = inner.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = inner.source();
-    }
-    text
 }

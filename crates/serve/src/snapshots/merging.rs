@@ -1,9 +1,10 @@
 //! The one merge of a run: averages what was decided, and makes sure that it is what was checked.
 
-use super::error::{MergeServiceError, chain};
+use super::error::MergeServiceError;
 use super::files;
 use super::record::{Announcement, Decision, Outcome, Weighting};
 use super::registry::Limits;
+use pmill_engine::error::chain;
 use pmill_snapshot::{
     ErrorKind, InspectSettings, MergeReport, MergeSettings, SnapshotError, SnapshotPath, Weight,
     Weights, inspect_with, plan_merge,

@@ -2,7 +2,7 @@
 //!
 //! The way of a publication: [`server`] takes the message, [`checks`] reads the snapshot and holds it against
 //! the run's first, [`registry`] writes it down and sees whether the rule is met, [`merging`] runs the one merge,
-//! and watchers are told. All state is files under `WAREHOUSE/merge-runs/RUN/` ([`files`]), each written whole
+//! and watchers are told. All state is files under `WAREHOUSE/merge-runs/RUN/` (module `files`), each written whole
 //! and then renamed, so what a restarted service finds is what it had:
 //!
 //! ```text

@@ -2,12 +2,13 @@
 
 use super::checks::Places;
 use super::convert;
-use super::error::{MergeServiceError, chain};
+use super::error::MergeServiceError;
 use super::proto;
 use super::proto::merging_server::{Merging, MergingServer};
 use super::record::{Outcome, RunState};
 use super::registry::{Limits, Registry, now_unix_ms};
 use futures::stream::BoxStream;
+use pmill_engine::error::chain;
 use pmill_snapshot::ErrorKind;
 use std::collections::HashMap;
 use std::net::SocketAddr;
