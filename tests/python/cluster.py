@@ -56,13 +56,15 @@ class Role:
 class Cluster:
     """A scheduler with executors. A role that is killed can be started again under the same name."""
 
-    def __init__(self, folder, executors=2, slots=1, scheduler_flags=(), executor_flags=(), timeout=8):
+    def __init__(
+        self, folder, executors=2, slots=1, scheduler_flags=(), executor_flags=(), timeout=8, scheme="http", listen="127.0.0.1:0"
+    ):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.slots, self.executor_flags = slots, list(map(str, executor_flags))
         self.scheduler_flags = ["--executor-timeout", timeout, *scheduler_flags]
         self.roles, self.number = [], 0
-        self.listen = "127.0.0.1:0"
+        self.scheme, self.listen = scheme, listen
         self.scheduler = self.start_scheduler()
         self.executors = [self.start_executor() for _ in range(executors)]
         for executor in self.executors:
@@ -70,7 +72,7 @@ class Cluster:
 
     @property
     def url(self):
-        return f"http://{self.listen}"
+        return f"{self.scheme}://{self.listen}"
 
     def start_scheduler(self):
         role = Role(self.folder, "scheduler", "scheduler", "--listen", self.listen, *self.scheduler_flags)
@@ -80,14 +82,15 @@ class Cluster:
         self.scheduler = role
         return role
 
-    def start_executor(self, *flags):
+    def start_executor(self, *flags, scratch=None, env=None):
         self.number += 1
-        scratch = self.folder / "scratch"
+        scratch = scratch or self.folder / "scratch"
         role = Role(
             self.folder,
             f"executor-{self.number}",
             *("executor", "--scheduler", self.url, "--slots", self.slots, "--scratch", scratch),
             *("--memory-limit", "256MiB", *self.executor_flags, *flags),
+            env=env,
         )
         self.roles.append(role)
         return role
@@ -103,8 +106,9 @@ class Cluster:
         self.close()
 
 
-def arguments(warehouse, corpus, *flags, name="j"):
-    return ["count", "--warehouse", warehouse, "--name", name, "--input", corpus, "--text", "TEXT", *flags]
+def arguments(warehouse, corpus, *flags, name="j", text="TEXT"):
+    corpus = corpus if isinstance(corpus, list) else [corpus]
+    return ["count", "--warehouse", warehouse, "--name", name, "--input", *corpus, "--text", text, *flags]
 
 
 def drive(cluster, warehouse, corpus, *flags):
@@ -143,3 +147,21 @@ def wait_for(condition, seconds=60, pause=0.003):
             return True
         time.sleep(pause)
     return False
+
+
+def reach(driver, warehouse, prefix, count=1):
+    """Waits until a driver has so many manifests of a kind. `False` when it ended before that was seen."""
+    assert wait_for(lambda: driver.poll() is not None or len(manifests(warehouse, prefix)) >= count)
+    return driver.poll() is None
+
+
+def same(job, undisturbed, tables=("vocab", "pairs", "outside")):
+    """The same bytes in all tables, the same facts, and nothing left behind."""
+    for table in tables:
+        assert job.exists(table) == undisturbed.exists(table), table
+        if job.exists(table):
+            assert job.content(table) == undisturbed.content(table), table
+    assert job.table("sources").drop_columns(["batch"]).equals(undisturbed.table("sources").drop_columns(["batch"]))
+    assert job.facts() == undisturbed.facts()
+    assert job.orphans() == []
+    assert not (job.warehouse / ".pmill" / f"{job.name}.units").exists()

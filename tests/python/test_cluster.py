@@ -1,21 +1,24 @@
-"""Units on shards and on a cluster: the same bytes as in one process, whoever dies."""
+"""A cluster on loopback: the bytes of one process, whoever dies, and whenever."""
 
+import os
+import shutil
 import signal
+import subprocess
 
 import pytest
 
+import certificates
 import cluster
 import pmill
 
-FLAGS = ["--vocab-size", "1500", "--context", "window", "--window", "5"]
+FLAGS = ["--vocab-size", "5000", "--context", "window", "--window", "5"]
 CUT = ["--unit-size", "300KiB"]
-TABLES = ("vocab", "pairs")
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("units") / "corpus"
-    pmill.run("sample-corpus", "--output", folder, "--rows", 60_000, "--files", 16)
+    folder = tmp_path_factory.mktemp("cluster") / "corpus"
+    pmill.run("sample-corpus", "--output", folder, "--rows", 30_000, "--files", 8)
     return folder
 
 
@@ -24,174 +27,159 @@ def undisturbed(corpus, tmp_path_factory):
     return pmill.count(tmp_path_factory.mktemp("undisturbed"), "j", corpus, "TEXT", *FLAGS)
 
 
-def same(job, undisturbed):
-    for table in TABLES:
-        assert job.content(table) == undisturbed.content(table), table
-    assert job.table("sources").drop_columns(["batch"]).equals(undisturbed.table("sources").drop_columns(["batch"]))
-    assert job.facts() == undisturbed.facts()
-    assert job.orphans() == []
-    assert not (job.warehouse / ".pmill" / "j.units").exists()
-
-
-def shard(warehouse, corpus, index, count, *flags, start=pmill.start):
-    return start(
-        *cluster.arguments(warehouse, corpus, *FLAGS, *CUT),
-        *("--shard-index", index, "--shard-count", count, "--threads", 1, *flags),
-    )
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_any_number_of_shards_gives_the_tables_of_one_process(count, corpus, undisturbed, warehouse):
-    shards = [shard(warehouse, corpus, index, count) for index in range(count)]
-    assert [process.wait(timeout=60) for process in shards] == [0] * count
-    summary = pmill.run("commit", "--warehouse", warehouse, "--name", "j", "--json").json
-    assert summary["units"] > 8
-    same(pmill.Job(warehouse, "j"), undisturbed)
-    again = pmill.run("commit", "--warehouse", warehouse, "--name", "j", "--json").json
-    assert again["status"] == "unchanged"
-    late = shard(warehouse, corpus, 0, count, "--json", start=pmill.run)
-    assert late.json["status"] == "unchanged"
-
-
-def test_phases_run_one_by_one_without_waiting(corpus, undisturbed, warehouse):
-    for phase in ("terms", "count", "reduce"):
-        early = pmill.run("commit", "--warehouse", warehouse, "--name", "j", code=None)
-        assert early.code in (2, 75), early
-        for index in (1, 0):
-            flags = ("--phase", phase, "--take-over-after", 1)
-            shard(warehouse, corpus, index, 2, *flags, start=pmill.run)
-    pmill.run("commit", "--warehouse", warehouse, "--name", "j")
-    same(pmill.Job(warehouse, "j"), undisturbed)
-
-
-def test_a_shard_that_died_is_run_again_or_its_units_are_taken_over(corpus, undisturbed, warehouse):
-    died = shard(warehouse, corpus, 1, 3, "--take-over-after", 1)
-    assert cluster.wait_for(lambda: cluster.manifests(warehouse, "terms-"))
-    died.kill()
-    died.wait()
-    # Shard 2 never comes at all.
-    shard(warehouse, corpus, 0, 3, "--take-over-after", 1, start=pmill.run)
-    pmill.run("commit", "--warehouse", warehouse, "--name", "j")
-    same(pmill.Job(warehouse, "j"), undisturbed)
-
-
-def test_a_shard_knows_its_number_from_kubernetes_or_slurm(corpus, warehouse):
-    command = [*cluster.arguments(warehouse, corpus, *FLAGS), "--shard-count", 2, "--phase", "terms", "--json"]
-    result = pmill.run(*command, env=pmill.environment(JOB_COMPLETION_INDEX=0))
-    assert result.json["shard"] == 0
-    env = pmill.environment(SLURM_ARRAY_TASK_ID=4, SLURM_ARRAY_TASK_MIN=3)
-    assert pmill.run(*command, env=env).json["shard"] == 1
-    assert "JOB_COMPLETION_INDEX" in pmill.run(*command, code=2).err
-
-
-def test_a_bad_file_is_left_out_everywhere_or_ends_the_job(corpus, tmp_path):
-    folder = tmp_path / "bad"
-    for number in range(4):
-        texts = [f"red fox {row % 97} and hen {row % 89 + number}" for row in range(20_000)]
-        pmill.write(folder / f"{number}.parquet", texts, compression="none", use_dictionary=False)
-    bad = folder / "2.parquet"
-    content = bytearray(bad.read_bytes())
-    content[4:40_000] = bytes(39_996)
-    bad.write_bytes(content)
-    skip = [*FLAGS, "--on-bad-file", "skip"]
-    whole = pmill.count(tmp_path / "one", "j", folder, "TEXT", *skip)
-    assert whole.summary["skipped"] == 1
-    warehouse = tmp_path / "shards"
-    command = [*cluster.arguments(warehouse, folder, *skip), *CUT, "--shard-count", 2, "--take-over-after", 1]
-    pmill.run(*command, "--shard-index", 0)
-    pmill.run("commit", "--warehouse", warehouse, "--name", "j")
-    same(pmill.Job(warehouse, "j"), whole)
-    command = cluster.arguments(tmp_path / "fail", folder, *FLAGS)
-    message = pmill.run(*command, *CUT, "--shard-count", 1, "--shard-index", 0, code=2).err
-    assert bad.name in message
-
-
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    with cluster.Cluster(tmp_path_factory.mktemp("cluster"), executors=2, slots=1) as running:
+    with cluster.Cluster(tmp_path_factory.mktemp("roles"), executors=2, slots=1) as running:
         yield running
 
 
-def count(running, warehouse, corpus):
-    return cluster.drive(running, warehouse, corpus, *FLAGS, *CUT)
+def count(running, warehouse, corpus, *flags):
+    return cluster.drive(running, warehouse, corpus, *FLAGS, *CUT, *flags)
 
 
-def finished(driver, warehouse, undisturbed):
+def finished(driver, warehouse, undisturbed, status=("counted",)):
     code, summary, err = cluster.finish(driver)
     assert code == 0, err
-    assert summary["status"] == "counted"
-    same(pmill.Job(warehouse, "j"), undisturbed)
+    assert summary["status"] in status
+    cluster.same(pmill.Job(warehouse, "j"), undisturbed)
+    return summary
 
 
-@pytest.mark.parametrize("phase", ["terms-", "count-", "vocabulary", "runs"])
+@pytest.mark.parametrize("phase", ["terms-", "vocabulary", "count-", "runs", "range-"])
 def test_an_executor_killed_in_any_phase_changes_nothing(phase, running, corpus, undisturbed, warehouse):
     driver = count(running, warehouse, corpus)
-    assert cluster.wait_for(lambda: cluster.manifests(warehouse, phase) or driver.poll() is not None)
+    cluster.reach(driver, warehouse, phase)
     running.executors[0].kill()
     running.executors[0] = running.start_executor()
     finished(driver, warehouse, undisturbed)
     running.executors[0].ready()
 
 
+def test_an_executor_that_hangs_is_worked_around(running, corpus, undisturbed, warehouse):
+    driver = count(running, warehouse, corpus)
+    cluster.reach(driver, warehouse, "terms-")
+    running.executors[0].signal(signal.SIGSTOP)
+    finished(driver, warehouse, undisturbed)
+    running.executors[0].signal(signal.SIGCONT)
+
+
 def test_a_driver_that_was_killed_goes_on_from_its_manifests(running, corpus, undisturbed, warehouse):
     driver = count(running, warehouse, corpus)
-    assert cluster.wait_for(lambda: len(cluster.manifests(warehouse, "terms-")) >= 3)
+    ended = not cluster.reach(driver, warehouse, "terms-", count=3)
     driver.kill()
     driver.wait()
-    kept = {path.name for path in cluster.manifests(warehouse)}
-    assert kept
-    finished(count(running, warehouse, corpus), warehouse, undisturbed)
+    assert ended or cluster.manifests(warehouse)
+    finished(count(running, warehouse, corpus), warehouse, undisturbed, status=("counted", "unchanged"))
 
 
 def test_of_two_drivers_the_newer_wins(running, corpus, undisturbed, warehouse):
     older = count(running, warehouse, corpus)
-    assert cluster.wait_for(lambda: cluster.manifests(warehouse, "terms-"))
+    cluster.reach(older, warehouse, "terms-")
     newer = count(running, warehouse, corpus)
     code, _, err = cluster.finish(older)
     # It may also have ended just before the newer one came.
     assert code in (0, 75), err
     assert code == 0 or "started later has taken it over" in err
-    code, summary, err = cluster.finish(newer)
-    assert code == 0, err
-    same(pmill.Job(warehouse, "j"), undisturbed)
+    finished(newer, warehouse, undisturbed, status=("counted", "unchanged"))
 
 
 def test_a_scheduler_that_was_killed_and_started_again_is_found(running, corpus, undisturbed, warehouse):
     driver = count(running, warehouse, corpus)
-    assert cluster.wait_for(lambda: cluster.manifests(warehouse, "terms-"))
+    cluster.reach(driver, warehouse, "terms-")
     running.scheduler.kill()
     running.start_scheduler()
     finished(driver, warehouse, undisturbed)
 
 
-def test_ctrl_c_ends_the_job_on_the_cluster_and_a_rerun_goes_on(running, corpus, undisturbed, warehouse):
+@pytest.fixture
+def held(running):
+    """Executors that do nothing while the test looks."""
+    for executor in running.executors:
+        executor.signal(signal.SIGSTOP)
+    yield
+    for executor in running.executors:
+        executor.signal(signal.SIGCONT)
+
+
+def planned(driver, warehouse):
+    assert cluster.wait_for(lambda: list(warehouse.glob(".pmill/j.units/plan-*/plan.json")))
+    assert driver.poll() is None
+
+
+def test_ctrl_c_ends_the_job_on_the_cluster(held, running, corpus, warehouse):
     driver = count(running, warehouse, corpus)
-    assert cluster.wait_for(lambda: cluster.manifests(warehouse, "terms-"))
+    planned(driver, warehouse)
     driver.send_signal(signal.SIGINT)
-    code, _, err = cluster.finish(driver, wait=20)
+    code, _, err = cluster.finish(driver, wait=60)
     assert (code, err) == (75, "pmill: interrupted; nothing was committed\n")
-    finished(count(running, warehouse, corpus), warehouse, undisturbed)
 
 
-def test_jobs_are_listed_and_cancelled(running, corpus, warehouse):
+def test_jobs_are_listed_and_cancelled_and_a_rerun_goes_on(held, running, corpus, undisturbed, warehouse):
     driver = count(running, warehouse, corpus)
-    assert cluster.wait_for(lambda: cluster.manifests(warehouse, "terms-"))
+    planned(driver, warehouse)
     listed = pmill.run("jobs", "--warehouse", warehouse, "--cluster", running.url, "--json").json
-    assert [job["job"] for job in listed["jobs"]] == ["j"]
-    assert listed["executors"]
+    assert [(job["job"], job["phase"]) for job in listed["jobs"]] == [("j", "terms")]
     pmill.run("jobs", "--warehouse", warehouse, "--cancel", "j")
-    code, _, err = cluster.finish(driver, wait=20)
+    code, _, err = cluster.finish(driver, wait=60)
     assert code == 75 and "it was cancelled" in err, err
+    for executor in running.executors:
+        executor.signal(signal.SIGCONT)
+    finished(count(running, warehouse, corpus), warehouse, undisturbed)
 
 
 def test_sigterm_drains_an_executor(running, corpus, undisturbed, warehouse):
     driver = count(running, warehouse, corpus)
-    assert cluster.wait_for(lambda: cluster.manifests(warehouse, "terms-"))
+    cluster.reach(driver, warehouse, "terms-")
     drained = running.executors[1]
     assert drained.terminate() == 0
     running.executors[1] = running.start_executor()
     finished(driver, warehouse, undisturbed)
     assert "executor ends" in drained.log.read_text() and "panicked" not in drained.log.read_text()
+
+
+def test_a_batch_is_added_to_a_job_and_a_pipeline_counts_on_the_cluster(running, corpus, warehouse, tmp_path):
+    files = sorted(corpus.glob("*.parquet"))
+    pmill.count(warehouse, "j", files[:3], "TEXT", *FLAGS)
+    shutil.copytree(warehouse, tmp_path / "one")
+    whole = pmill.count(tmp_path / "one", "j", files, "TEXT", *FLAGS)
+    summary = finished(count(running, warehouse, corpus), warehouse, whole)
+    assert summary["files"] == 5
+    again = finished(count(running, warehouse, corpus), warehouse, whole, status=("unchanged",))
+    assert again["version"] == summary["version"]
+    pipeline = tmp_path / "p.toml"
+    pipeline.write_text(
+        f"""
+        name = "j"
+        input = {{ paths = ["{files[0]}"], text = "upper(TEXT)", where = "\\"SAMPLE_ID\\" % 2 = 0" }}
+        vocabulary = {{ size = 300 }}
+        score = {{ measures = ["pmi"] }}
+        """
+    )
+    made = [pmill.run("run", pipeline, "--warehouse", tmp_path / "a", "--json").json]
+    made.append(pmill.run("run", pipeline, "--warehouse", tmp_path / "b", "--cluster", running.url, "--json").json)
+    assert made[0]["score"]["pairs"] == made[1]["score"]["pairs"] > 0
+    cluster.same(pmill.Job(tmp_path / "b", "j"), pmill.Job(tmp_path / "a", "j"), ("vocab", "pairs", "outside", "pmi"))
+
+
+def test_an_executor_without_room_gives_its_units_to_others(running, corpus, undisturbed, warehouse, tmp_path):
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=40", "pmill-test", place]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    full = running.start_executor(scratch=place)
+    try:
+        full.ready()
+        for number in range(100):
+            try:
+                (place / str(number)).write_bytes(b"")
+            except OSError:
+                break
+        finished(count(running, warehouse, corpus), warehouse, undisturbed)
+    finally:
+        full.kill()
+        subprocess.run(["umount", "-l", place], check=True)
+    assert "No space left on device" in full.log.read_text()
 
 
 def test_what_is_wrong_is_said(running, corpus, warehouse, tmp_path):
@@ -224,3 +212,42 @@ def test_an_executor_uses_allowed_folders_only_and_a_token_keeps_strangers_out(c
         assert "token is missing or wrong" in pmill.run("executor", "--scheduler", closed.url, code=2).err
         message = pmill.run(*command, "--token-file", token, code=75).err
         assert "may not use" in message and "--allow" in message
+
+
+def test_tls_with_certificates_of_both_sides_between_all_roles(corpus, tmp_path):
+    keys = certificates.make(tmp_path / "keys", "scheduler", "worker")
+    strangers = certificates.make(tmp_path / "strangers", "worker")
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef0123\n")
+
+    def client(keys, name="worker"):
+        return ["--tls-ca", keys / "authority.pem", "--tls-client-cert", keys / f"{name}.pem", "--tls-client-key", keys / f"{name}.key"]
+
+    small = min(corpus.glob("*.parquet"))
+    server = ["--tls-cert", keys / "scheduler.pem", "--tls-key", keys / "scheduler.key"]
+    own = [*client(keys), "--token-file", token]
+    with cluster.Cluster(
+        tmp_path / "c",
+        executors=1,
+        scheme="https",
+        scheduler_flags=(*server, "--tls-client-ca", keys / "authority.pem", "--token-file", token),
+        executor_flags=own,
+    ) as closed:
+        command = [*cluster.arguments(tmp_path / "wh", small, *FLAGS), "--cluster", closed.url]
+        pmill.run(*command, *own)
+        undisturbed = pmill.count(tmp_path / "one", "j", small, "TEXT", *FLAGS)
+        cluster.same(pmill.Job(tmp_path / "wh", "j"), undisturbed)
+        command = [*cluster.arguments(tmp_path / "no", small, *FLAGS), "--cluster"]
+        for flags, code, words in [
+            ([], 2, "give --tls-ca"),
+            (client(keys), 2, "token is missing or wrong"),
+            (["--tls-ca", keys / "authority.pem", "--token-file", token], 2, "ertificate"),
+            ([*client(strangers), "--token-file", token], 2, "certificate"),
+        ]:
+            assert words in pmill.run(*command, closed.url, *flags, code=code).err
+        mixed = client(strangers)
+        mixed[1] = keys / "authority.pem"
+        assert "ertificate" in pmill.run("executor", "--scheduler", closed.url, *mixed, "--token-file", token, code=2).err
+        plain = f"http://{closed.listen}"
+        assert "is not there" in pmill.run(*command, plain, "--token-file", token, code=75).err
+        assert not (tmp_path / "no" / "j").exists()

@@ -72,12 +72,7 @@ impl ClientArgs {
 #[command(next_help_heading = "Cluster")]
 pub struct ClusterArgs {
     /// Run the units on a cluster: the scheduler's URL, http://HOST:PORT or https://HOST:PORT
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "PMILL_CLUSTER",
-        conflicts_with = "shard_count"
-    )]
+    #[arg(long, value_name = "URL", env = "PMILL_CLUSTER")]
     cluster: Option<String>,
     /// Give up (exit code 75) when nothing has come from the cluster for so long
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
@@ -108,6 +103,7 @@ impl ClusterArgs {
             threads: job.threads,
             scratch: scratch.0.clone(),
             allowed: Vec::new(),
+            on_stuck: None,
         })?;
         let drive = Drive {
             job,
@@ -321,7 +317,12 @@ impl ExecutorArgs {
     pub fn run(self, global: &Global) -> Outcome {
         let mut allowed = Vec::new();
         for folder in &self.allow {
-            allowed.push(std::path::absolute(folder)?);
+            // An URI is no path of this machine.
+            if folder.to_string_lossy().contains("://") {
+                allowed.push(folder.clone());
+            } else {
+                allowed.push(std::path::absolute(folder)?);
+            }
         }
         let config = ExecutorConfig {
             scheduler: self.scheduler.clone(),

@@ -131,7 +131,7 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| refuse(&error));
     cli.global.start();
     let outcome = match cli.command {
         Command::Count(args) => args.run(&cli.global),
@@ -172,6 +172,26 @@ fn main() -> std::process::ExitCode {
     };
     outcome::finish(outcome, &cli.global)
 }
+
+/// Says what is wrong with the command line, and ends.
+fn refuse(error: &clap::Error) -> ! {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let unknown = error.kind() == ErrorKind::UnknownArgument;
+    let named = error.get(ContextKind::InvalidArg);
+    if unknown && matches!(named, Some(ContextValue::String(flag)) if flag == "--cluster") {
+        eprintln!(
+            "pmill: this command runs in one process only: leave out --cluster; {TAKE_CLUSTER}"
+        );
+        std::process::exit(2);
+    }
+    error.exit()
+}
+
+const TAKE_CLUSTER: &str = if cfg!(feature = "cluster") {
+    "`pmill count` and `pmill run` take it"
+} else {
+    "in this build no command takes it (the feature `cluster` is off)"
+};
 
 #[cfg(test)]
 mod tests {

@@ -16,7 +16,8 @@ use crate::{compact, count, score, sql, vacuum};
 #[derive(Args, Debug)]
 #[command(after_help = "\
 A flag beats --set, --set beats the file, the file beats the defaults. Paths in the file are
-relative to the folder where pmill is started.
+relative to the folder where pmill is started. With --cluster the count runs on the cluster, and
+the steps after it in this process.
 
 Example:
   pmill run pipelines/captions.toml --warehouse wh --set input.paths='[\"captions/\"]'")]
@@ -32,17 +33,29 @@ pub struct RunArgs {
     /// Show inputs, plan and outputs; write nothing
     #[arg(long)]
     dry_run: bool,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    units: crate::units::CommonArgs,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    cluster: crate::cluster::ClusterArgs,
 }
 
 impl RunArgs {
     /// Runs the command.
     pub fn run(self, global: &Global) -> Outcome {
         if let Some(pipeline) = MergePipeline::read(&self.pipeline, &self.set)? {
+            #[cfg(feature = "cluster")]
+            if self.cluster.is_asked_for() {
+                return Err(Failure::user(
+                    "a merge runs in one process only: leave out --cluster (and PMILL_CLUSTER)",
+                ));
+            }
             return pipeline.run(global, self.dry_run);
         }
         let mut pipeline = Pipeline::read(&self.pipeline, &self.set)?;
-        if let Some(warehouse) = self.warehouse {
-            pipeline.warehouse = warehouse;
+        if let Some(warehouse) = &self.warehouse {
+            pipeline.warehouse.clone_from(warehouse);
         }
         for (key, empty) in [
             ("name", pipeline.name.is_empty()),
@@ -86,7 +99,7 @@ impl RunArgs {
             }
         };
         if !pipeline.input.text.is_empty() {
-            add("count", count::count(&job, &global)?);
+            add("count", self.count(&job, &global)?);
         }
         if let Some(settings) = &pipeline.score {
             add(
@@ -116,6 +129,17 @@ impl RunArgs {
             json: steps.into(),
             text,
         })
+    }
+}
+
+impl RunArgs {
+    /// Counts on the cluster, if one was named; what follows runs in this process.
+    fn count(&self, job: &CountJob, global: &Global) -> Outcome {
+        #[cfg(feature = "cluster")]
+        if self.cluster.is_asked_for() {
+            return self.cluster.count(job, &self.units, global);
+        }
+        count::count(job, global)
     }
 }
 

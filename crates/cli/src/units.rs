@@ -84,6 +84,14 @@ impl CommonArgs {
     }
 }
 
+/// A unit holds its thread for ever: another process may do better.
+fn end_stuck(unit: &str) {
+    eprintln!(
+        "pmill: unit `{unit}` holds its thread beyond --unit-timeout; this shard ends, run it again to go on"
+    );
+    std::process::exit(75);
+}
+
 /// Removes a folder when the command ends.
 pub struct Scratch(pub PathBuf);
 
@@ -107,6 +115,11 @@ impl UnitArgs {
     pub fn run(&self, job: &CountJob, global: &Global) -> Outcome {
         #[cfg(feature = "cluster")]
         if self.cluster.is_asked_for() {
+            if self.shard_count.is_some() {
+                return Err(Failure::user(
+                    "--cluster (or PMILL_CLUSTER) and --shard-count are two ways to run the units; give one",
+                ));
+            }
             return self.cluster.count(job, &self.common, global);
         }
         let count = self.shard_count.map_or(1, std::num::NonZero::get);
@@ -123,6 +136,7 @@ impl UnitArgs {
             threads: job.threads,
             scratch: scratch.0.clone(),
             allowed: Vec::new(),
+            on_stuck: Some(end_stuck),
         })?;
         let bar = Bar::new(global);
         let stop = stop_flag();

@@ -21,7 +21,6 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
 use pmill_engine::job::distributed::{UnitWorker, WorkerLimits};
 use pmill_engine::memory::ByteSize;
-use pmill_engine::progress::StopFlag;
 use tokio::sync::Semaphore;
 
 use crate::codec::UnitCodec;
@@ -90,12 +89,9 @@ pub async fn run_executor(
         threads: 1,
         scratch: scratch.path().join("units"),
         allowed: config.allowed.clone(),
+        on_stuck: None,
     })?;
-    let units = Arc::new(Units {
-        worker,
-        slots: Arc::new(Semaphore::new(slots)),
-        stop: Arc::new(StopFlag::default()),
-    });
+    let units = Arc::new(Units::new(worker, slots));
     // What units share holds a runtime, which must not be dropped on another one: a task may be the
     // last to let go of it. So it lives as long as the process.
     std::mem::forget(units.clone());
@@ -121,7 +117,7 @@ pub async fn run_executor(
     let is_ready = Arc::new(move || seen.is_ready() && !ends.load(Ordering::Acquire));
     let http = http::serve(config.http, is_ready).await?;
     // What the scheduler is told is free; taking all of it is how draining begins.
-    let offered = Arc::new(Semaphore::new(slots));
+    let offered = units.offered.clone();
     let polling = tokio::spawn(poll_loop(
         client.ballista.clone(),
         executor.clone(),
@@ -138,6 +134,9 @@ pub async fn run_executor(
     tracing::info!(executor = %id, %http, slots, "executor ready");
     let ended = tokio::select! {
         () = termination() => None,
+        () = all_stuck(&units, slots) => Some(format!(
+            "all {slots} units hold their threads beyond their time; it ends, so that a supervisor starts it anew"
+        )),
         result = polling => Some(match result {
             Ok(Ok(())) => "the poll loop ended".to_owned(),
             Ok(Err(error)) => error.to_string(),
@@ -186,11 +185,19 @@ async fn meet(client: &mut SchedulerClient, patience: Duration) -> Result<(), Cl
     }
 }
 
+/// Returns when no slot is left that could run a unit.
+async fn all_stuck(units: &Units, slots: usize) {
+    while units.stuck.load(Ordering::Acquire) < slots {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
 /// Offers nothing more, and waits for what runs; past `patience` it is told to stop.
 async fn drain(offered: &Arc<Semaphore>, units: &Arc<Units>, slots: usize, patience: Duration) {
     // Closing would end the poll loop with an error; taking the permits lets it report to the end.
     let taking = offered.clone();
-    let all = u32::try_from(slots).unwrap_or(u32::MAX);
+    let free = slots.saturating_sub(units.stuck.load(Ordering::Acquire));
+    let all = u32::try_from(free).unwrap_or(u32::MAX);
     let took = tokio::spawn(async move {
         if let Ok(permits) = taking.acquire_many_owned(all).await {
             permits.forget();

@@ -259,6 +259,10 @@ impl SchedulerClient {
             cause = inner.source();
         }
         let url = self.url.clone();
+        // Of rustls: who shows the wrong certificate, or none, will not do better the next time.
+        if reason.to_lowercase().contains("certificate") {
+            return ClusterError::Refused { url, reason };
+        }
         match status.code() {
             Code::Unauthenticated
             | Code::PermissionDenied

@@ -4,7 +4,8 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use arrow::array::{AsArray, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -19,15 +20,19 @@ use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties,
 };
 use futures::{StreamExt, TryStreamExt};
-use pmill_engine::job::distributed::{UnitSpec, UnitWorker};
+use pmill_engine::EngineError;
+use pmill_engine::job::distributed::{self, GRACE, UnitSpec, UnitWorker};
 use pmill_engine::progress::StopFlag;
 use tokio::sync::Semaphore;
 
 use crate::metrics::METRICS;
 
-/// Seconds that a unit may go on after its time is over and it was told to stop. A unit that holds
-/// its thread longer is given up; its slot stays taken until the thread ends.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long a unit waits for a slot that the scheduler thought was free.
+const SLOT: Duration = Duration::from_secs(30);
+/// A unit runs, was given up, or has ended.
+const RUNS: u8 = 0;
+const GIVEN_UP: u8 = 1;
+const ENDED: u8 = 2;
 
 /// What runs units in this process.
 pub struct Units {
@@ -37,6 +42,64 @@ pub struct Units {
     pub slots: Arc<Semaphore>,
     /// Ends all of them.
     pub stop: Arc<StopFlag>,
+    /// What the scheduler is told is free.
+    pub offered: Arc<Semaphore>,
+    /// Units that failed here in a row, for a reason that may pass.
+    pub failed: AtomicU32,
+    /// Units that were given up and still hold their thread.
+    pub stuck: AtomicUsize,
+}
+
+impl Units {
+    /// Runs units with `worker`, `slots` at once.
+    pub fn new(worker: UnitWorker, slots: usize) -> Self {
+        Self {
+            worker,
+            slots: Arc::new(Semaphore::new(slots)),
+            stop: Arc::default(),
+            offered: Arc::new(Semaphore::new(slots)),
+            failed: AtomicU32::new(0),
+            stuck: AtomicUsize::new(0),
+        }
+    }
+
+    /// Takes the slot of a unit that holds its thread from what is offered.
+    fn give_up(&self) {
+        self.stuck.fetch_add(1, Ordering::AcqRel);
+        let offered = self.offered.clone();
+        tokio::spawn(async move {
+            if let Ok(permit) = offered.acquire_owned().await {
+                permit.forget();
+            }
+        });
+    }
+
+    /// The thread ended after all.
+    fn take_back(&self) {
+        self.stuck.fetch_sub(1, Ordering::AcqRel);
+        self.offered.add_permits(1);
+    }
+
+    /// An executor on which units fail (its disk is full, its store is away) fails faster than others
+    /// work, and would take unit after unit. So it rests with its slot before it takes the next one:
+    /// the reason is written down already, and the unit goes elsewhere.
+    fn rest_after(&self, result: &Result<bool, EngineError>, cancel: &StopFlag) {
+        let rests = match result {
+            Ok(_) => {
+                self.failed.store(0, Ordering::Relaxed);
+                return;
+            }
+            Err(error) => distributed::may_pass(error),
+        };
+        if !rests || cancel.is_set() {
+            return;
+        }
+        let times = self.failed.fetch_add(1, Ordering::Relaxed).min(5);
+        let until = Instant::now() + Duration::from_secs(1 << times);
+        while Instant::now() < until && !cancel.is_set() && !self.stop.is_set() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
 }
 
 impl fmt::Debug for Units {
@@ -159,16 +222,27 @@ async fn run_unit(units: &Arc<Units>, text: &str, task: &str) -> Result<()> {
         ))
     })?;
     let closed = |_| DataFusionError::Execution("the executor is ending".into());
-    let slot = units.slots.clone().acquire_owned().await.map_err(closed)?;
+    let slot = tokio::time::timeout(SLOT, units.slots.clone().acquire_owned()).await;
+    let slot = slot.map_err(|_| {
+        DataFusionError::Execution(format!(
+            "no slot came free for {} s: {} units hold their threads beyond their time",
+            SLOT.as_secs(),
+            units.stuck.load(Ordering::Acquire)
+        ))
+    })?;
+    let slot = slot.map_err(closed)?;
     let cancel = Arc::new(StopFlag::default());
     let guard = CancelOnDrop(cancel.clone());
+    // A unit that holds its thread longer is given up; its slot stays taken until the thread ends.
     let limit = Duration::from_secs(spec.limit_seconds).saturating_add(GRACE);
     let (name, folder) = (spec.work.name(), spec.folder.display().to_string());
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     tracing::info!(unit = %name, plan = %folder, %task, "unit begun");
     METRICS.running.inc();
     let (report, done) = tokio::sync::oneshot::channel();
     let shared = units.clone();
+    let state = Arc::new(AtomicU8::new(RUNS));
+    let ends = state.clone();
     // A thread of its own, not the runtime's: a unit blocks, and starts a runtime itself.
     std::thread::Builder::new()
         .name(name.clone())
@@ -179,7 +253,7 @@ async fn run_unit(units: &Arc<Units>, text: &str, task: &str) -> Result<()> {
             let result = std::thread::scope(|scope| {
                 // The executor's end is the unit's too.
                 let watch = scope.spawn(move || {
-                    while !ended.load(std::sync::atomic::Ordering::Acquire) {
+                    while !ended.load(Ordering::Acquire) {
                         if ending.is_set() {
                             cancel.set();
                             return;
@@ -188,12 +262,16 @@ async fn run_unit(units: &Arc<Units>, text: &str, task: &str) -> Result<()> {
                     }
                 });
                 let result = shared.worker.run(&spec, cancel);
-                ended.store(true, std::sync::atomic::Ordering::Release);
+                shared.rest_after(&result, cancel);
+                ended.store(true, Ordering::Release);
                 watch.thread().unpark();
                 result
             });
             METRICS.running.dec();
             drop(slot);
+            if ends.swap(ENDED, Ordering::AcqRel) == GIVEN_UP {
+                shared.take_back();
+            }
             // Nobody listens when the task was given up.
             let _ = report.send(result);
         })
@@ -216,6 +294,11 @@ async fn run_unit(units: &Arc<Units>, text: &str, task: &str) -> Result<()> {
         }
         Ok(Ok(Err(error))) => fail(error.to_string()),
         Ok(Err(_)) => fail(format!("unit `{name}` panicked")),
-        Err(_) => fail(format!("unit `{name}` holds its thread beyond its time")),
+        Err(_) => {
+            if state.swap(GIVEN_UP, Ordering::AcqRel) == RUNS {
+                units.give_up();
+            }
+            fail(format!("unit `{name}` holds its thread beyond its time"))
+        }
     }
 }

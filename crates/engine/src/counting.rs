@@ -79,7 +79,7 @@ pub struct Parts<'a> {
 }
 
 /// One of them, open.
-enum Rows<'a> {
+pub(crate) enum Rows<'a> {
     Run(Box<RunReader<SeekSource<BufReader<File>>>>),
     Table(Box<PairsRows<'a>>),
 }
@@ -127,7 +127,7 @@ impl RowSource for Rows<'_> {
 }
 
 impl<'a> Parts<'a> {
-    fn open(&self) -> pmill_count::Result<Vec<Rows<'a>>> {
+    pub(crate) fn open(&self) -> pmill_count::Result<Vec<Rows<'a>>> {
         let mut rows = Vec::with_capacity(self.runs.len() + self.tables.len());
         for (path, subtracted) in &self.runs {
             let name = path.display().to_string();

@@ -27,7 +27,25 @@ pub fn reach(point: &str) {
     }
 }
 
+/// Says that the unit `name` begins. `PMILL_KILL_UNIT=NAME` ends the process there,
+/// `PMILL_HANG_UNIT=NAME` holds the thread for ever, in debug builds only.
+#[cfg(debug_assertions)]
+pub fn unit(name: &str) {
+    let is = |variable| std::env::var(variable).is_ok_and(|value| value == name);
+    if is("PMILL_KILL_UNIT") {
+        std::process::abort();
+    }
+    while is("PMILL_HANG_UNIT") {
+        std::thread::sleep(std::time::Duration::from_secs(3600));
+    }
+}
+
 /// Nothing, in release builds.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub fn reach(_point: &str) {}
+
+/// Nothing, in release builds.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn unit(_name: &str) {}

@@ -21,6 +21,7 @@ mod prepared;
 mod reading;
 mod retract;
 pub(crate) mod run;
+mod summary;
 mod taken;
 pub(crate) mod totals;
 
@@ -42,7 +43,6 @@ use self::run::{Done, Run};
 use crate::error::EngineError;
 use crate::input::{self, InputFile};
 use crate::memory::ByteSize;
-use crate::memory::peak_rss;
 use crate::progress::{Progress, StopFlag};
 use crate::session::Session;
 use crate::settings::{CountSettings, OnBadFile, RecordedSettings};
@@ -257,62 +257,11 @@ pub fn recount(
             taken: Vec::new(),
         }),
     })?;
-    let summary = CountSummary {
-        status: Status::Unchanged,
-        job: job.name.clone(),
-        version: 0,
-        files: 0,
-        skipped: 0,
-        rows: 0,
-        tokens: 0,
-        types: 0,
-        terms: 0,
-        pairs: 0,
-        total_rows: 0,
-        retracted_rows: 0,
-        outside_tokens: 0,
-        dropped_features: 0,
-        units: 0,
-        spilled_bytes: 0,
-        seconds: started.elapsed().as_secs_f64(),
-        peak_memory_bytes: peak_rss().map(|size| size.0),
-        notes: Vec::new(),
-    };
     Ok(match applied {
-        Applied::Unchanged { version, facts } => CountSummary {
-            version,
-            rows: facts.rows,
-            tokens: facts.tokens,
-            types: facts.types,
-            terms: facts.terms,
-            pairs: facts.pairs,
-            total_rows: facts.rows,
-            dropped_features: facts.dropped_features,
-            notes: vec![format!(
-                "all {} files were counted before; nothing changed",
-                inputs.len()
-            )],
-            ..summary
-        },
-        Applied::Changed(done) => CountSummary {
-            status: Status::Counted,
-            version: done.version,
-            files: done.files,
-            skipped: done.skipped,
-            rows: done.added.rows,
-            tokens: done.added.tokens,
-            types: done.facts.types,
-            terms: done.facts.terms,
-            pairs: done.facts.pairs,
-            total_rows: done.facts.rows,
-            retracted_rows: done.taken.rows,
-            outside_tokens: done.outside,
-            dropped_features: done.dropped_features,
-            units: done.units,
-            spilled_bytes: done.spilled_bytes,
-            notes: done.notes,
-            ..summary
-        },
+        Applied::Unchanged { version, facts } => {
+            CountSummary::unchanged(&job.name, version, &facts, inputs.len(), started)
+        }
+        Applied::Changed(done) => CountSummary::counted(&job.name, *done, started),
     })
 }
 

@@ -174,13 +174,16 @@ impl Run<'_> {
 }
 
 impl Corpus {
-    /// A corpus of which nothing is known but its totals.
-    pub(super) fn of_totals(totals: FileTally) -> Self {
+    /// A corpus of which just the terms are known, or their counts.
+    pub(super) fn of_terms(dictionaries: Vec<StoredDictionary>, counts: Option<Sums>) -> Self {
         Self {
             units: Vec::new(),
-            dictionaries: Vec::new(),
-            counts: None,
-            tallies: vec![totals],
+            dictionaries,
+            counts: counts.map(|added| {
+                let taken = Sums::of(added.tokens.len());
+                [added, taken]
+            }),
+            tallies: Vec::new(),
             bad: Vec::new(),
         }
     }

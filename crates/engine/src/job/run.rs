@@ -13,6 +13,7 @@ use super::commit::Changes;
 use super::prepared::{Prepared, Skipped};
 use super::reading::Corpus;
 use super::taken::Taken;
+use super::totals::OutsidePlace;
 use super::{CountJob, Facts};
 use crate::budget::Budget;
 use crate::counting::{Counting, RangeFile};
@@ -76,7 +77,11 @@ impl Run<'_> {
         };
         let mut corpus = self.read(&units, &work, given.as_ref())?;
         let (added, taken) = self.tallies(&corpus)?;
-        let totals = self.totals(given.as_deref(), &mut corpus, &digest)?;
+        let place = OutsidePlace {
+            folder: self.folder("outside"),
+            name: format!("part-00000-{digest}.parquet"),
+        };
+        let totals = self.totals(given.as_deref(), &mut corpus, &place)?;
         let mut facts = self.facts_before();
         facts.rows = change("rows", facts.rows, added.rows, taken.rows)?;
         facts.tokens = change("tokens", facts.tokens, added.tokens, taken.tokens)?;
@@ -102,7 +107,11 @@ impl Run<'_> {
             taken_dropped,
         )?;
         let mut sources = self.sources(&bad, &corpus, &digest);
-        let (mut skipped, mut notes) = (0, self.come_again());
+        let (mut skipped, mut notes) = (0, Vec::new());
+        if let Some(base) = self.base {
+            let added = self.files[..self.added_files()].iter();
+            notes = come_again(base, added.map(|file| &file.input));
+        }
         for row in &sources {
             if row.batch == digest && row.status == SourceStatus::Skipped {
                 skipped += 1;
@@ -112,7 +121,7 @@ impl Run<'_> {
         }
         let files = (self.added_files() + bad.len()) as u64 - skipped;
         if facts.rows == 0 || facts.tokens == 0 {
-            notes.push(self.why_empty(files, &facts));
+            notes.push(why_empty(self.base.is_some(), files, &facts));
         }
         let outside = added.tokens - totals.tokens_inside.min(added.tokens);
         let version = self.commit(
@@ -139,42 +148,6 @@ impl Run<'_> {
             spilled_bytes: counted.spilled_bytes,
             notes,
         })
-    }
-
-    /// Files that had been taken out as a whole and are counted again.
-    fn come_again(&self) -> Vec<String> {
-        let Some(base) = self.base else {
-            return Vec::new();
-        };
-        let gone: HashSet<&str> = base
-            .sources
-            .iter()
-            .filter(|row| row.status == SourceStatus::Retracted && row.message.is_none())
-            .map(|row| row.uri.as_str())
-            .collect();
-        self.files[..self.added_files()]
-            .iter()
-            .filter(|file| gone.contains(file.input.uri.as_str()))
-            .map(|file| {
-                format!(
-                    "`{}` had been retracted and is counted again",
-                    file.input.display()
-                )
-            })
-            .collect()
-    }
-
-    fn why_empty(&self, files: u64, facts: &Facts) -> String {
-        let why = if self.base.is_some() {
-            "nothing is left"
-        } else if files == 0 {
-            "no file was counted"
-        } else if facts.rows == 0 {
-            "the input has no rows"
-        } else {
-            "no row has a feature"
-        };
-        format!("{why}: the tables are empty")
     }
 
     pub(super) fn added_files(&self) -> usize {
@@ -237,7 +210,7 @@ impl Run<'_> {
         Ok((sums[0], sums[1]))
     }
 
-    fn facts_before(&self) -> Facts {
+    pub(super) fn facts_before(&self) -> Facts {
         match self.base {
             Some(base) => base.facts.clone(),
             None => Facts {
@@ -280,7 +253,7 @@ impl Run<'_> {
         rows
     }
 
-    fn subsample(
+    pub(super) fn subsample(
         &self,
         vocabulary: &Vocabulary,
         facts: &Facts,
@@ -337,6 +310,42 @@ impl Run<'_> {
     }
 }
 
+/// Says which files had been taken out as a whole and are counted again.
+pub(super) fn come_again<'f>(
+    base: &Base,
+    added: impl Iterator<Item = &'f InputFile>,
+) -> Vec<String> {
+    let gone: HashSet<&str> = base
+        .sources
+        .iter()
+        .filter(|row| row.status == SourceStatus::Retracted && row.message.is_none())
+        .map(|row| row.uri.as_str())
+        .collect();
+    added
+        .filter(|file| gone.contains(file.uri.as_str()))
+        .map(|file| {
+            format!(
+                "`{}` had been retracted and is counted again",
+                file.display()
+            )
+        })
+        .collect()
+}
+
+/// Says why tables are empty.
+pub(super) fn why_empty(is_batch: bool, files: u64, facts: &Facts) -> String {
+    let why = if is_batch {
+        "nothing is left"
+    } else if files == 0 {
+        "no file was counted"
+    } else if facts.rows == 0 {
+        "the input has no rows"
+    } else {
+        "no row has a feature"
+    };
+    format!("{why}: the tables are empty")
+}
+
 /// How many others a token meets, for the plan of the table's files: a function of the totals
 /// alone, so that the files do not depend on the way that led to them.
 pub(crate) fn reach(context: &ContextSettings, facts: &Facts) -> u64 {
@@ -354,7 +363,7 @@ pub(crate) fn units_of(files: &[RangeFile]) -> u128 {
         .sum()
 }
 
-fn change(what: &str, had: u64, more: u64, less: u64) -> Result<u64, EngineError> {
+pub(super) fn change(what: &str, had: u64, more: u64, less: u64) -> Result<u64, EngineError> {
     had.checked_add(more)
         .and_then(|sum| sum.checked_sub(less))
         .ok_or_else(|| {

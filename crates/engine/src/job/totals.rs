@@ -16,7 +16,20 @@ use super::run::Run;
 use crate::dictionaries::{SortedTerms, StoredDictionary};
 use crate::error::EngineError;
 use crate::outside::OutsideFile;
+use crate::tables::TableFolder;
 use crate::vocabulary;
+
+/// Where the file of `outside` goes, and what it is called.
+pub(super) struct OutsidePlace<'a> {
+    pub(super) folder: TableFolder<'a>,
+    pub(super) name: String,
+}
+
+impl OutsidePlace<'_> {
+    fn create(&self) -> Result<OutsideFile, EngineError> {
+        OutsideFile::create(&self.folder, &self.name)
+    }
+}
 
 /// Counts of terms after a batch.
 pub(super) struct Totals {
@@ -36,7 +49,7 @@ impl Run<'_> {
         &self,
         given: Option<&Vocabulary>,
         corpus: &mut Corpus,
-        digest: &str,
+        place: &OutsidePlace<'_>,
     ) -> Result<Totals, EngineError> {
         match (self.base, given, &corpus.counts) {
             (None, Some(given), Some([added, _])) => {
@@ -59,17 +72,17 @@ impl Run<'_> {
                     tokens_inside: added.tokens.iter().sum(),
                 })
             }
-            (None, ..) => self.chosen(corpus, digest),
-            (Some(base), ..) => self.more(base, corpus, digest),
+            (None, ..) => self.chosen(corpus, place),
+            (Some(base), ..) => self.more(base, corpus, place),
         }
     }
 
     /// The first count: the vocabulary is chosen.
-    fn chosen(&self, corpus: &mut Corpus, digest: &str) -> Result<Totals, EngineError> {
+    fn chosen(&self, corpus: &mut Corpus, place: &OutsidePlace<'_>) -> Result<Totals, EngineError> {
         let rule = self.job.settings.vocabulary.rule();
         let chosen = vocabulary::choose(&mut corpus.dictionaries, &rule, &self.budget)?;
         let vocabulary = chosen.vocabulary;
-        let mut outside = self.outside_file(digest)?;
+        let mut outside = place.create()?;
         if let Some(terms) = &chosen.outside {
             for term in terms.iter() {
                 outside.push(term)?;
@@ -92,13 +105,18 @@ impl Run<'_> {
     }
 
     /// A batch: the vocabulary is there.
-    fn more(&self, base: &Base, corpus: &Corpus, digest: &str) -> Result<Totals, EngineError> {
+    fn more(
+        &self,
+        base: &Base,
+        corpus: &Corpus,
+        place: &OutsidePlace<'_>,
+    ) -> Result<Totals, EngineError> {
         let old = &base.vocabulary;
         let (mut added, mut taken) = (Sums::of(old.len()), Sums::of(old.len()));
         let (plus, minus) = self.signed_dictionaries(corpus);
         let stored = base.outside(self.warehouse, self.prepared.session.handle())?;
         let mut outside = match &stored {
-            Some(_) => Some(self.outside_file(digest)?),
+            Some(_) => Some(place.create()?),
             None => None,
         };
         let before: SortedTerms<'_> = match &stored {
@@ -139,13 +157,6 @@ impl Run<'_> {
             outside: outside.map(OutsideFile::finish).transpose()?,
             tokens_inside: added.tokens.iter().sum(),
         })
-    }
-
-    fn outside_file(&self, digest: &str) -> Result<OutsideFile, EngineError> {
-        OutsideFile::create(
-            &self.folder("outside"),
-            &format!("part-00000-{digest}.parquet"),
-        )
     }
 
     /// The dictionaries of what is added, and of what is taken.

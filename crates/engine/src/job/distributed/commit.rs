@@ -1,10 +1,10 @@
 //! The end: every unit and range has its manifest, and the tables become visible as one version.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Instant;
 
-use pmill_store::{Job, JobName, Warehouse};
+use pmill_store::{DataFile, JobName, Warehouse};
 
 use super::drive::terms_names;
 use super::folder::{PlanFolder, io};
@@ -15,16 +15,17 @@ use crate::budget::Budget;
 use crate::counting::RangeFile;
 use crate::error::EngineError;
 use crate::input::InputFile;
-use crate::job::existing::already_counted;
+use crate::job::base::Base;
+use crate::job::commit::Changes;
+use crate::job::existing::Known;
 use crate::job::prepared::Prepared;
-use crate::job::run::Run;
-use crate::job::{CountJob, CountSummary, Facts, Status};
-use crate::memory::{ByteSize, peak_rss};
+use crate::job::run::{Done, Run, change, come_again, units_of, why_empty};
+use crate::job::{CountJob, CountSummary};
+use crate::memory::ByteSize;
 use crate::progress::{Progress, StopFlag};
 use crate::read::FileTally;
 use crate::session::Session;
-use crate::settings::RecordedSettings;
-use crate::sources::SourceRow;
+use crate::sources::{SourceRow, SourceStatus};
 
 /// Commits a job whose shards have done all units.
 ///
@@ -46,8 +47,8 @@ pub fn commit(
     let all = PlanFolder::all(&plans)?;
     let Some(folder) = all.first() else {
         let session = Session::new(1, memory_limit, None)?;
-        if let Some(job) = session.wait(Job::open(&opened, &job_name))? {
-            return committed(&session, &job, started);
+        if let Some(base) = Base::open(&session, &opened, &job_name)? {
+            return Ok(committed(&job_name, &base, started));
         }
         return Err(EngineError::Setting(format!(
             "there is nothing to commit: no shard of job `{name}` has begun in `{}`",
@@ -69,24 +70,11 @@ pub fn commit(
 }
 
 /// The job had been committed: nothing changes.
-fn committed(session: &Session, job: &Job, started: Instant) -> Result<CountSummary, EngineError> {
-    let recorded: RecordedSettings = crate::job::parse(&job.settings()?)?;
-    let extractor = pmill_text::FeatureExtractor::new(&pmill_text::FeatureSpec::default())?;
-    let rows = session.wait(crate::sources::read(session.context(), job))?;
-    let inputs: Vec<InputFile> = rows
-        .into_iter()
-        .map(|row| InputFile {
-            uri: row.uri,
-            size: row.size,
-            etag: row.etag,
-        })
-        .collect();
-    let prepared = Prepared {
-        session: Session::new(1, crate::memory::SMALLEST_LIMIT, None)?,
-        extractor: std::sync::Arc::new(extractor),
-        recorded,
-    };
-    already_counted(&prepared, job, &inputs, started)
+fn committed(name: &JobName, base: &Base, started: Instant) -> CountSummary {
+    let counted = |row: &&SourceRow| row.status != SourceStatus::Retracted;
+    let files = base.sources.iter().filter(counted).count();
+    let version = base.job.pairs.version();
+    CountSummary::unchanged(name.as_str(), version, &base.facts, files, started)
 }
 
 /// What all units left, checked to be whole.
@@ -129,10 +117,10 @@ fn gather(folder: &PlanFolder, units: &[PlanUnit]) -> Result<Gathered, EngineErr
         }
     }
     let rows: u64 = tallies.values().map(|tally| tally.rows).sum();
-    if rows != vocabulary.rows {
+    if rows != vocabulary.added.rows {
         return Err(EngineError::Bug(format!(
             "the vocabulary was made from {} rows, and the units have {rows}",
-            vocabulary.rows
+            vocabulary.added.rows
         )));
     }
     Ok(Gathered {
@@ -157,13 +145,23 @@ pub(super) fn commit_plan(
     let units = header.units(folder)?;
     let lock = warehouse.lock(&name)?;
     let session = Session::new(job.threads, job.memory_limit, None)?;
-    let existing = session.wait(Job::open(&warehouse, &name))?;
-    let summary = match existing {
-        Some(existing) => committed(&session, &existing, started)?,
-        None => {
+    let base = Base::open(&session, &warehouse, &name)?;
+    let version = base.as_ref().map(|base| base.job.pairs.version());
+    let summary = match &base {
+        Some(base) if version != header.base => {
+            if !is_in(base, &header, &units) {
+                return Err(EngineError::NotNow(format!(
+                    "job `{name}` has changed since its units were planned (version {}, then {}); run the same command again, it counts what is new",
+                    base.job.pairs.version(),
+                    header
+                        .base
+                        .map_or("none".into(), |version| version.to_string()),
+                )));
+            }
+            committed(&name, base, started)
+        }
+        _ => {
             let gathered = gather(folder, &units)?;
-            let bring = || move_tables(folder, &warehouse, &name, &gathered.ranges);
-            bring()?;
             if stop.is_set() {
                 return Err(EngineError::Interrupted);
             }
@@ -174,8 +172,11 @@ pub(super) fn commit_plan(
                 name: &name,
                 warehouse: &warehouse,
                 units: &units,
+                base: base.as_ref(),
             };
-            commit.make(session, &gathered, progress, stop, started)?
+            commit.move_tables(&gathered)?;
+            let done = commit.make(session, gathered, progress, stop)?;
+            CountSummary::counted(name.as_str(), done, started)
         }
     };
     let session = Session::new(1, crate::memory::SMALLEST_LIMIT, None)?;
@@ -186,41 +187,16 @@ pub(super) fn commit_plan(
     Ok(summary)
 }
 
-/// Moves the finished files into the table. A file that an earlier commit moved is there already.
-fn move_tables(
-    folder: &PlanFolder,
-    warehouse: &Warehouse,
-    name: &JobName,
-    ranges: &[RangeFile],
-) -> Result<(), EngineError> {
-    let Some(target) = warehouse.table_folder(name, "pairs").1 else {
-        return Err(EngineError::Bug(
-            "the warehouse is not on this machine".into(),
-        ));
-    };
-    std::fs::create_dir_all(&target).map_err(|source| io("create", &target, source))?;
-    for range in ranges {
-        let (from, to) = (
-            folder.tables().join(&range.file.name),
-            target.join(&range.file.name),
-        );
-        match std::fs::rename(&from, &to) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(io("move", &from, error));
-            }
-            _ => {}
-        }
-        let found = std::fs::metadata(&to).map_err(|source| io("find", &to, source))?;
-        if found.len() != range.file.size {
-            return Err(EngineError::Bug(format!(
-                "`{}` has {} bytes where {} were written",
-                to.display(),
-                found.len(),
-                range.file.size
-            )));
-        }
-    }
-    Ok(())
+/// Whether all files of a plan are in the job: then it was this plan that was committed.
+fn is_in(base: &Base, header: &PlanHeader, units: &[PlanUnit]) -> bool {
+    let known = Known::of(base);
+    let skipped = header.skipped.iter().map(|(file, _)| file);
+    let files = units.iter().flat_map(|unit| &unit.files);
+    files
+        .map(|file| &file.input)
+        .chain(skipped)
+        .chain(&header.empty)
+        .all(|file| known.find(&file.uri).is_some_and(|row| row.is(file)))
 }
 
 fn remove(plans: &Path) -> Result<(), EngineError> {
@@ -241,17 +217,60 @@ struct Commit<'a> {
     name: &'a JobName,
     warehouse: &'a Warehouse,
     units: &'a [PlanUnit],
+    base: Option<&'a Base>,
 }
 
 impl Commit<'_> {
+    /// Moves the finished files into the tables.
+    fn move_tables(&self, gathered: &Gathered) -> Result<(), EngineError> {
+        let pairs = gathered.ranges.iter().map(|range| &range.file);
+        self.bring("pairs", pairs)?;
+        self.bring("outside", gathered.vocabulary.outside.iter())
+    }
+
+    /// A file that an earlier commit moved is there already.
+    fn bring<'f>(
+        &self,
+        table: &str,
+        files: impl Iterator<Item = &'f DataFile>,
+    ) -> Result<(), EngineError> {
+        let Some(target) = self.warehouse.table_folder(self.name, table).1 else {
+            return Err(EngineError::Bug(
+                "the warehouse is not on this machine".into(),
+            ));
+        };
+        for file in files {
+            std::fs::create_dir_all(&target).map_err(|source| io("create", &target, source))?;
+            let (from, to) = (
+                self.folder.tables().join(&file.name),
+                target.join(&file.name),
+            );
+            match std::fs::rename(&from, &to) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(io("move", &from, error));
+                }
+                _ => {}
+            }
+            let found = std::fs::metadata(&to).map_err(|source| io("find", &to, source))?;
+            if found.len() != file.size {
+                return Err(EngineError::Bug(format!(
+                    "`{}` has {} bytes where {} were written",
+                    to.display(),
+                    found.len(),
+                    file.size
+                )));
+            }
+        }
+        Ok(())
+    }
+
     fn make(
         &self,
         session: Session,
-        gathered: &Gathered,
+        gathered: Gathered,
         progress: &dyn Progress,
         stop: &StopFlag,
-        started: Instant,
-    ) -> Result<CountSummary, EngineError> {
+    ) -> Result<Done, EngineError> {
         let prepared = Prepared {
             session,
             extractor: std::sync::Arc::new(pmill_text::FeatureExtractor::new(
@@ -259,22 +278,35 @@ impl Commit<'_> {
             )?),
             recorded: self.header.recorded.clone(),
         };
-        let vocabulary = read_vocabulary(self.folder, &gathered.vocabulary)?;
-        let sources = self.sources(gathered);
-        let pairs = || gathered.ranges.iter();
-        let facts = Facts {
-            rows: gathered.vocabulary.rows,
-            tokens: gathered.vocabulary.tokens,
-            types: gathered.vocabulary.types,
-            terms: vocabulary.len() as u64,
-            pairs: pairs().map(|file| file.pairs).sum(),
-            units: pairs()
-                .map(|file| file.units.parse::<u128>().unwrap_or(0))
-                .sum::<u128>()
-                .to_string(),
-            weight_unit: self.header.recorded.weight_unit,
-            dropped_features: gathered.runs.dropped_features,
+        let mut sources = self.sources(&gathered);
+        let digest = &self.header.digest;
+        let skipped: Vec<&str> = sources
+            .iter()
+            .filter(|row| row.batch == *digest && row.status == SourceStatus::Skipped)
+            .filter_map(|row| row.message.as_deref())
+            .collect();
+        let made = gathered.vocabulary;
+        let vocabulary = read_vocabulary(self.folder, &made)?;
+        let dropped_features = gathered.runs.dropped_features;
+        let mut facts = made.facts;
+        facts.pairs = gathered.ranges.iter().map(|file| file.pairs).sum();
+        facts.units = units_of(&gathered.ranges).to_string();
+        facts.dropped_features = change(
+            "dropped features",
+            facts.dropped_features,
+            dropped_features,
+            0,
+        )?;
+        let files = self.inputs().count() as u64 - skipped.len() as u64;
+        let mut notes = match self.base {
+            Some(base) => come_again(base, self.inputs()),
+            None => Vec::new(),
         };
+        notes.extend(skipped.iter().map(|reason| format!("skipped: {reason}")));
+        if facts.rows == 0 || facts.tokens == 0 {
+            notes.push(why_empty(self.base.is_some(), files, &facts));
+        }
+        let skipped = skipped.len() as u64;
         let run = Run {
             job: self.job,
             name: self.name,
@@ -284,80 +316,80 @@ impl Commit<'_> {
             stop,
             budget: Budget::new(self.job.memory_limit, self.job.threads, 0)?,
             files: &[],
+            taken: &[],
+            rows: Vec::new(),
+            base: self.base,
             job_folder: self.folder.path(),
-            started,
         };
-        let version = run.commit(
-            &vocabulary,
-            &sources,
-            gathered.ranges.clone(),
-            &facts,
-            &self.header.digest,
-        )?;
-        let skipped = sources.iter().filter(|row| row.message.is_some()).count() as u64;
-        let mut notes: Vec<String> = sources
-            .iter()
-            .filter_map(|row| row.message.as_deref())
-            .map(|message| format!("skipped: {message}"))
-            .collect();
-        let files = sources.len() as u64 - skipped;
-        if facts.pairs == 0 {
-            notes.push("no pair was met: the tables are empty".into());
-        }
-        Ok(CountSummary {
-            status: Status::Counted,
-            job: self.name.to_string(),
-            version,
+        let changes = Changes {
+            vocabulary: &vocabulary,
+            sources: &mut sources,
+            pairs: gathered.ranges,
+            outside: made.outside,
+            facts: &facts,
+            subsample: made.subsample.as_ref(),
+        };
+        Ok(Done {
+            version: run.commit(changes, digest)?,
+            facts,
             files,
             skipped,
-            rows: facts.rows,
-            tokens: facts.tokens,
-            types: facts.types,
-            terms: facts.terms,
-            pairs: facts.pairs,
-            dropped_features: facts.dropped_features,
+            added: made.added,
+            taken: FileTally::default(),
+            outside: made.added.tokens - made.inside.min(made.added.tokens),
+            dropped_features,
             units: self.units.len() as u64,
             spilled_bytes: gathered.runs.runs.iter().map(|run| run.bytes).sum(),
-            seconds: started.elapsed().as_secs_f64(),
-            peak_memory_bytes: peak_rss().map(|size| size.0),
             notes,
         })
     }
 
-    /// Rows of `sources`: every file that was named, in the order of its URI.
+    /// The files of the plan, each once.
+    fn inputs(&self) -> impl Iterator<Item = &InputFile> {
+        let files = self.units.iter().flat_map(|unit| &unit.files);
+        let read: BTreeMap<usize, &InputFile> =
+            files.map(|file| (file.index, &file.input)).collect();
+        let skipped = self.header.skipped.iter().map(|(file, _)| file);
+        read.into_values().chain(skipped).chain(&self.header.empty)
+    }
+
+    /// Rows of `sources`: those of the job, and the files of the plan in the place of what was known
+    /// of them.
     fn sources(&self, gathered: &Gathered) -> Vec<SourceRow> {
+        let digest = &self.header.digest;
+        let skipped = self.header.skipped.iter();
         let bad: HashMap<usize, &String> = gathered
             .vocabulary
             .bad
             .iter()
             .map(|(file, reason)| (*file, reason))
             .collect();
-        let mut inputs: HashMap<usize, &InputFile> = HashMap::new();
-        for file in self.units.iter().flat_map(|unit| &unit.files) {
-            inputs.insert(file.index, &file.input);
-        }
-        let mut rows: Vec<SourceRow> = self
-            .header
-            .skipped
-            .iter()
-            .map(|(file, reason)| SourceRow::skipped(file, reason.clone()))
+        let mut new: HashMap<&str, SourceRow> = skipped
+            .map(|(file, reason)| {
+                let row = SourceRow::skipped(file, reason.clone(), digest);
+                (file.uri.as_str(), row)
+            })
             .collect();
-        rows.extend(
-            self.header
-                .empty
-                .iter()
-                .map(|file| SourceRow::counted(file, FileTally::default())),
-        );
-        for (index, input) in inputs {
-            rows.push(match bad.get(&index) {
-                Some(reason) => SourceRow::skipped(input, (*reason).clone()),
-                None => {
-                    let tally = gathered.tallies.get(&index).copied().unwrap_or_default();
-                    SourceRow::counted(input, tally)
-                }
-            });
+        for file in &self.header.empty {
+            let row = SourceRow::counted(file, FileTally::default(), digest);
+            new.insert(&file.uri, row);
         }
-        rows.sort_by(|a, b| a.uri.cmp(&b.uri));
+        for file in self.units.iter().flat_map(|unit| &unit.files) {
+            new.entry(&file.input.uri)
+                .or_insert_with(|| match bad.get(&file.index) {
+                    Some(reason) => SourceRow::skipped(&file.input, (*reason).clone(), digest),
+                    None => {
+                        let tally = gathered.tallies.get(&file.index);
+                        SourceRow::counted(&file.input, tally.copied().unwrap_or_default(), digest)
+                    }
+                });
+        }
+        let before = self.base.map_or(&[][..], |base| &base.sources[..]);
+        let kept = before
+            .iter()
+            .filter(|row| !new.contains_key(row.uri.as_str()));
+        let mut rows: Vec<SourceRow> = kept.cloned().collect();
+        rows.extend(new.into_values());
         rows
     }
 }

@@ -5,19 +5,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pmill_store::{Job, JobName, Warehouse};
+use pmill_store::{JobName, Warehouse};
 use pmill_text::FeatureExtractor;
 
 use super::commit::commit_plan;
 use super::folder::{PlanFolder, claim_epoch, names, superseded};
-use super::plan::{self, PROTOCOL, PlanHeader, PlanUnit};
+use super::plan::{self, NewPlan, PROTOCOL, PlanHeader, PlanUnit};
 use super::spec::{
     CountDone, RUNS, RunsList, TermsDone, UnitSpec, VOCABULARY, VocabularyDone, Work, terms_name,
 };
 use super::worker::UnitWorker;
 use crate::error::EngineError;
 use crate::input;
-use crate::job::existing::already_counted;
+use crate::job::base::Base;
+use crate::job::existing;
 use crate::job::prepared::Prepared;
 use crate::job::{CountJob, CountSummary};
 use crate::progress::{Progress, StopFlag, Unit as Steps};
@@ -116,23 +117,40 @@ impl Drive<'_> {
             extractor,
             recorded,
         };
-        if let Some(existing) = prepared.session.wait(Job::open(&warehouse, &name))? {
-            return already_counted(&prepared, &existing, &inputs, started).map(Some);
-        }
+        let base = Base::open(&prepared.session, &warehouse, &name)?;
+        let add = match &base {
+            None => inputs,
+            Some(base) => {
+                existing::same_settings(name.as_str(), &prepared.recorded, &base.recorded)?;
+                let add = existing::batch(base, &inputs, &[])?.add;
+                if add.is_empty() {
+                    return Ok(Some(CountSummary::unchanged(
+                        name.as_str(),
+                        base.job.pairs.version(),
+                        &base.facts,
+                        inputs.len(),
+                        started,
+                    )));
+                }
+                add
+            }
+        };
+        let base = base.map(|base| base.job.pairs.version());
         let plans = PlanFolder::of_job(&warehouse, &name)?;
         let epoch = if self.drives { claim_epoch(&plans)? } else { 0 };
         if let Some(patience) = runner.leads() {
             self.wait_for(patience, || Ok(!PlanFolder::all(&plans)?.is_empty()))?;
         }
-        let folder = plan::make(
+        let new = NewPlan {
             job,
-            &prepared,
-            &inputs,
-            self.unit_bytes,
-            &plans,
-            warehouse.url().as_str(),
-            self.progress,
-        )?;
+            prepared: &prepared,
+            inputs: &add,
+            unit_bytes: self.unit_bytes,
+            warehouse: warehouse.url().as_str(),
+            base,
+            progress: self.progress,
+        };
+        let folder = plan::make(&new, &plans)?;
         let header = PlanHeader::read(&folder)?
             .ok_or_else(|| EngineError::Bug("the plan was not written".into()))?;
         if self.drives {

@@ -15,7 +15,8 @@ impl Running<'_> {
             return Err(EngineError::Bug(format!("`{terms}` kept no tokens")));
         };
         let data = self.folder.data();
-        let (vocabulary, totals) = self.vocabulary()?;
+        let known = self.vocabulary()?;
+        let vocabulary = &known.vocabulary;
         let maps = match &self.loaded.given {
             // Ids of the given terms' own order lead to the ids that the counts gave them.
             Some(given) => {
@@ -36,7 +37,7 @@ impl Running<'_> {
                         path: data.join(name),
                         terms: *terms,
                     }
-                    .remap(&vocabulary)
+                    .remap(vocabulary)
                 })
                 .collect::<Result<_, _>>()?,
         };
@@ -48,8 +49,13 @@ impl Running<'_> {
             data.join(name),
             stored,
         );
-        let run = self.run(self.budget(&[])?);
-        let counting = run.counting(&vocabulary, &totals, &self.header.digest)?;
+        let run = self.run(self.budget(&[])?, None);
+        let counting = run.counting(
+            vocabulary,
+            &known.facts,
+            known.subsample.as_ref(),
+            &self.header.digest,
+        )?;
         let mut counted = CountDone {
             runs: Vec::new(),
             dropped_features: 0,

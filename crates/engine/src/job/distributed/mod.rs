@@ -32,6 +32,6 @@ pub use drive::{Drive, Phase, Runner};
 pub use folder::PlanFolder;
 pub use plan::{PROTOCOL, PlanHeader, PlanUnit, UnitFile};
 pub use shard::{Shard, ShardSummary};
-pub use spec::{Failure, UnitSpec, Work};
+pub use spec::{Failure, UnitSpec, Work, may_pass};
 pub use state::PlanState;
-pub use worker::{UnitWorker, WorkerLimits};
+pub use worker::{GRACE, UnitWorker, WorkerLimits};

@@ -90,6 +90,8 @@ pub struct PlanHeader {
     pub on_bad_file: OnBadFile,
     /// The memory limit that files were checked against.
     pub scan_limit: ByteSize,
+    /// The version of the job that the units are added to; `None`: its first.
+    pub base: Option<u64>,
     /// Files to count.
     pub files: usize,
     /// Files that could not be opened, with the reason.
@@ -164,25 +166,38 @@ pub(super) fn check_protocol(protocol: u32, program: &str) -> Result<(), EngineE
     )))
 }
 
+/// What a plan is made from.
+pub(super) struct NewPlan<'a> {
+    pub(super) job: &'a CountJob,
+    pub(super) prepared: &'a Prepared,
+    /// The files to add.
+    pub(super) inputs: &'a [InputFile],
+    pub(super) unit_bytes: u64,
+    /// The warehouse, as other processes find it.
+    pub(super) warehouse: &'a str,
+    pub(super) base: Option<u64>,
+    pub(super) progress: &'a dyn Progress,
+}
+
 /// Makes the plan: opens every footer, cuts units, and writes both unless they are there.
-pub(super) fn make(
-    job: &CountJob,
-    prepared: &Prepared,
-    inputs: &[InputFile],
-    unit_bytes: u64,
-    plans: &Path,
-    warehouse: &str,
-    progress: &dyn Progress,
-) -> Result<PlanFolder, EngineError> {
-    let (files, bad) = prepared.open_all(job, inputs, progress)?;
-    let cut = units::plan(&files, unit_bytes);
+pub(super) fn make(new: &NewPlan<'_>, plans: &Path) -> Result<PlanFolder, EngineError> {
+    let (job, prepared) = (new.job, new.prepared);
+    let (files, bad) = prepared.open_all(job, new.inputs, new.progress)?;
+    let cut = units::plan(&files, new.unit_bytes);
     let skipped: Vec<(InputFile, String)> = bad
         .into_iter()
         .map(|(file, error)| (file, error.to_string()))
         .collect();
     let opened: Vec<&InputFile> = files.iter().map(|file| &file.input).collect();
-    let text = serde_json::to_vec(&(PROTOCOL, &prepared.recorded, opened, &skipped, &cut))
-        .map_err(|error| EngineError::Bug(error.to_string()))?;
+    let text = serde_json::to_vec(&(
+        PROTOCOL,
+        &prepared.recorded,
+        opened,
+        &skipped,
+        &cut,
+        new.base,
+    ))
+    .map_err(|error| EngineError::Bug(error.to_string()))?;
     let digest = blake3::hash(&text).to_hex()[..16].to_owned();
     let folder = PlanFolder::make(plans, &digest)?;
     if folder.path().join("plan.json").exists() {
@@ -215,12 +230,13 @@ pub(super) fn make(
         protocol: PROTOCOL,
         program: prepared.recorded.program.clone(),
         digest,
-        warehouse: warehouse.to_owned(),
+        warehouse: new.warehouse.to_owned(),
         name: job.name.clone(),
         recorded: prepared.recorded.clone(),
         settings: absolute(&job.settings)?,
         on_bad_file: job.on_bad_file,
         scan_limit: job.memory_limit,
+        base: new.base,
         files: files.len(),
         skipped,
         empty: files

@@ -1,20 +1,19 @@
-//! Reduce: all runs of one range of left ids are summed into one table file.
+//! Reduce: all runs of one range of left ids, and what the job has of it, are summed into one table
+//! file.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter};
+use std::io::BufWriter;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use pmill_count::{
-    Accumulator, Compression, CountError, RunReader, RunWriter, SeekSource, merge_runs,
-};
+use pmill_count::{Accumulator, Compression, RunWriter, merge_runs};
 
 use super::folder::io;
 use super::spec::{RUNS, RunsList};
 use super::worker::Running;
-use crate::counting::RangeFile;
+use crate::counting::{Parts, RangeFile};
 use crate::error::EngineError;
-use crate::tables::{PairsFile, TableFolder, unwrap_sink};
+use crate::tables::{PairsFile, unwrap_sink};
 
 /// Runs that are open at once; more are summed in rounds, through files on this machine.
 const FAN_IN: usize = 128;
@@ -28,10 +27,10 @@ impl Running<'_> {
         let list: RunsList = self.folder.need(RUNS)?;
         let data = self.folder.data();
         let mut runs: Vec<PathBuf> = list.runs.iter().map(|run| data.join(&run.name)).collect();
-        let (vocabulary, _) = self.vocabulary()?;
-        let size = u32::try_from(vocabulary.len())
+        let terms = self.vocabulary()?.vocabulary.len();
+        let terms = u32::try_from(terms)
             .map_err(|_| EngineError::Bug("a vocabulary beyond 32 bits".into()))?;
-        let mut accumulator = Accumulator::new(size);
+        let mut accumulator = Accumulator::new(terms);
         let mut round = 0;
         while runs.len() > FAN_IN {
             let mut summed = Vec::new();
@@ -40,13 +39,9 @@ impl Running<'_> {
                 let path = self.scratch.path().join(format!("sum-{round}-{part}.run"));
                 let file = File::create(&path).map_err(|source| io("write", &path, source))?;
                 let file = BufWriter::with_capacity(1 << 20, file);
-                let mut writer = RunWriter::new(file, size, Compression::default())?;
-                merge_runs(
-                    &mut open(some)?,
-                    range.clone(),
-                    &mut accumulator,
-                    &mut writer,
-                )?;
+                let mut writer = RunWriter::new(file, terms, Compression::default())?;
+                let mut rows = added(some).open()?;
+                merge_runs(&mut rows, range.clone(), &mut accumulator, &mut writer)?;
                 let (file, _) = writer.finish()?;
                 file.into_inner()
                     .map_err(|error| io("write", &path, error.into_error()))?;
@@ -61,23 +56,16 @@ impl Running<'_> {
             round += 1;
         }
         self.check_stop()?;
-        let folder = TableFolder::at(
-            &self.loaded.warehouse,
-            self.folder.tables(),
-            self.prepared().session.handle(),
-        );
+        let before = self.loaded.base_pairs(terms)?;
+        let mut parts = added(&runs);
+        parts.tables = before.iter().collect();
         let name = format!(
             "part-{number:05}-{}-{}.parquet",
             self.header.digest, self.attempt
         );
-        let mut file = PairsFile::create(&folder, &name)?;
-        merge_runs(
-            &mut open(&runs)?,
-            range.clone(),
-            &mut accumulator,
-            &mut file,
-        )
-        .map_err(unwrap_sink)?;
+        let mut file = PairsFile::create(&self.table_folder(), &name)?;
+        let mut rows = parts.open()?;
+        merge_runs(&mut rows, range.clone(), &mut accumulator, &mut file).map_err(unwrap_sink)?;
         let (file, pairs, units) = file.finish()?;
         Ok(RangeFile {
             file,
@@ -87,18 +75,9 @@ impl Running<'_> {
     }
 }
 
-type Reader = RunReader<SeekSource<BufReader<File>>>;
-
-fn open(runs: &[PathBuf]) -> Result<Vec<Reader>, EngineError> {
-    runs.iter().map(|path| open_one(path)).collect()
-}
-
-fn open_one(path: &Path) -> Result<Reader, EngineError> {
-    let name = path.display().to_string();
-    let opened = File::open(path).map_err(|source| CountError::RunRead {
-        run: name.clone(),
-        source,
-    })?;
-    let source = SeekSource(BufReader::with_capacity(1 << 16, opened));
-    Ok(RunReader::open(name, source)?)
+fn added<'a>(runs: &[PathBuf]) -> Parts<'a> {
+    Parts {
+        runs: runs.iter().map(|path| (path.clone(), false)).collect(),
+        tables: Vec::new(),
+    }
 }

@@ -3,11 +3,14 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
+use pmill_store::DataFile;
 use serde::{Deserialize, Serialize};
 
 use super::plan::PlanUnit;
 use crate::counting::RunFile;
 use crate::error::{EngineError, FileFault, Kind};
+use crate::job::Facts;
+use crate::job::base::Subsample;
 use crate::read::FileTally;
 use crate::tokens::StoredTokens;
 
@@ -126,15 +129,21 @@ pub(super) struct RunsList {
 }
 
 /// The vocabulary, and what follows from it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct VocabularyDone {
     /// File of terms in the order of their ids.
     pub(super) file: String,
     pub(super) terms: u64,
-    /// Distinct terms met.
-    pub(super) types: u64,
-    pub(super) rows: u64,
-    pub(super) tokens: u64,
+    /// Rows and tokens that the units add.
+    pub(super) added: FileTally,
+    /// Tokens of them that are in the vocabulary.
+    pub(super) inside: u64,
+    /// The job's rows, tokens and types with them; its pairs are not counted yet.
+    pub(super) facts: Facts,
+    /// The file of `outside`, among the plan's tables.
+    pub(super) outside: Option<DataFile>,
+    /// What subsampling is decided by.
+    pub(super) subsample: Option<Subsample>,
     /// Files left out, with the reason.
     pub(super) bad: Vec<(usize, String)>,
     /// Left ids of each table file.
@@ -169,7 +178,8 @@ pub struct Failure {
 
 /// Whether another attempt, perhaps elsewhere, may do better: what comes from disks, networks and
 /// stores may pass; what is wrong with settings and content does not.
-pub(super) fn may_pass(error: &EngineError) -> bool {
+#[must_use]
+pub fn may_pass(error: &EngineError) -> bool {
     match error {
         EngineError::BadFile { fault, .. } => match fault {
             FileFault::Changed { found, .. } => found == "no file",

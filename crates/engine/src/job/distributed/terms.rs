@@ -42,6 +42,7 @@ impl Running<'_> {
             files: &files,
             extractor: &self.prepared().extractor,
             vocabulary: given,
+            rows: &[],
             budget: self.budget(&files)?,
             folder: &scratch,
             progress: &Quiet,
@@ -114,6 +115,9 @@ impl Running<'_> {
                 StoredDictionary::Disk { path, terms } => {
                     super::worker::bring(&path, &target)?;
                     terms
+                }
+                StoredDictionary::Mapped(_) => {
+                    return Err(EngineError::Bug("a unit's terms were used up".into()));
                 }
             };
             dictionaries.push((name, terms));

@@ -4,17 +4,20 @@
 //! are summed in rounds.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use pmill_text::{TermCount, Vocabulary, VocabularyRule, merge_sorted};
+use pmill_text::{TermCount, Vocabulary, merge_sorted};
 
 use super::folder::PlanFolder;
 use super::plan::attempt;
 use super::spec::{TermsDone, VOCABULARY, VocabularyDone};
-use super::worker::Running;
+use super::worker::{Running, remove_attempt};
 use crate::dictionaries::StoredDictionary;
 use crate::error::EngineError;
+use crate::job::reading::{Corpus, Sums};
+use crate::job::run::change;
+use crate::job::totals::OutsidePlace;
 use crate::read::FileTally;
-use crate::vocabulary::choose;
 
 /// Dictionaries that are open at once.
 const FAN_IN: usize = 64;
@@ -28,11 +31,7 @@ pub(super) fn read_vocabulary(
         path: folder.data().join(&done.file),
         terms: done.terms,
     };
-    let everything = VocabularyRule {
-        size: None,
-        min_count: 0,
-    };
-    Vocabulary::from_counts(stored.sorted()?, &everything)
+    Vocabulary::from_rows(stored.sorted()?)
 }
 
 impl Running<'_> {
@@ -43,13 +42,13 @@ impl Running<'_> {
         bad: &[(usize, String)],
     ) -> Result<(), EngineError> {
         let data = self.folder.data();
-        let mut totals = FileTally::default();
+        let mut added = FileTally::default();
         let mut dictionaries = Vec::new();
         for name in names {
             let done: TermsDone = self.folder.need(name)?;
             for (_, tally) in &done.files {
-                totals.rows += tally.rows;
-                totals.tokens += tally.tokens;
+                added.rows += tally.rows;
+                added.tokens += tally.tokens;
             }
             let paths = done.dictionaries.into_iter();
             dictionaries.extend(paths.map(|(name, terms)| StoredDictionary::Disk {
@@ -57,21 +56,35 @@ impl Running<'_> {
                 terms,
             }));
         }
-        let (vocabulary, types) = match &self.loaded.given {
-            Some(given) => recount(given, &dictionaries)?,
-            None => {
-                let dictionaries = self.fold(dictionaries)?;
-                let rule = self.header.settings.vocabulary.rule();
-                let chosen = choose(&dictionaries, &rule, &self.budget(&[])?)?;
-                (chosen.vocabulary, chosen.types)
-            }
+        let base = self.loaded.base()?;
+        let run = self.run(self.budget(&[])?, base.as_ref());
+        // A batch counts the terms under the ids that they have in the job.
+        let given = match (&self.loaded.given, &base) {
+            (Some(_), Some(base)) => Some(&base.vocabulary),
+            (given, _) => given.as_ref(),
         };
-        let run = self.run(self.budget(&[])?);
-        let totals_only = crate::job::reading::Corpus::of_totals(totals);
+        let mut corpus = match given {
+            Some(given) => Corpus::of_terms(Vec::new(), Some(sums(given, &dictionaries)?)),
+            None => Corpus::of_terms(self.fold(dictionaries)?, None),
+        };
+        let attempt = attempt();
+        let digest = &self.header.digest;
+        let place = OutsidePlace {
+            folder: self.table_folder(),
+            name: format!("outside-{digest}-{attempt}.parquet"),
+        };
+        let totals = run.totals(given.map(Arc::as_ref), &mut corpus, &place)?;
+        let vocabulary = &totals.vocabulary;
+        let mut facts = run.facts_before();
+        facts.rows = change("rows", facts.rows, added.rows, 0)?;
+        facts.tokens = change("tokens", facts.tokens, added.tokens, 0)?;
+        facts.types = totals.types;
+        facts.terms = vocabulary.len() as u64;
+        let subsample = run.subsample(vocabulary, &facts)?;
         let ranges = run
-            .counting(&vocabulary, &totals_only, &self.header.digest)?
+            .counting(vocabulary, &facts, subsample.as_ref(), digest)?
             .ranges;
-        let file = format!("vocabulary-{}", attempt());
+        let file = format!("vocabulary-{attempt}");
         let entries = (0..vocabulary.len() as u32).map(|id| {
             Ok((
                 vocabulary.term(id),
@@ -84,13 +97,17 @@ impl Running<'_> {
         let done = VocabularyDone {
             file,
             terms: vocabulary.len() as u64,
-            types,
-            rows: totals.rows,
-            tokens: totals.tokens,
+            added,
+            inside: totals.tokens_inside,
+            facts,
+            outside: totals.outside,
+            subsample,
             bad: bad.to_vec(),
             ranges,
         };
-        self.folder.put(VOCABULARY, &done)?;
+        if !self.folder.put(VOCABULARY, &done)? {
+            remove_attempt(self.folder, &attempt);
+        }
         Ok(())
     }
 
@@ -122,23 +139,18 @@ impl Running<'_> {
     }
 }
 
-/// A given vocabulary with the sums of all units; terms are by their own id in each unit's file.
-fn recount(
-    given: &Vocabulary,
-    dictionaries: &[StoredDictionary],
-) -> Result<(Vocabulary, u64), EngineError> {
-    let mut tokens = vec![0_u64; given.len()];
-    let mut documents = vec![0_u64; given.len()];
+/// The sums of all units by the ids of a given vocabulary.
+fn sums(given: &Vocabulary, dictionaries: &[StoredDictionary]) -> Result<Sums, EngineError> {
+    let mut sums = Sums::of(given.len());
     for dictionary in dictionaries {
         for entry in dictionary.sorted()? {
             let entry = entry?;
             let id = given.lookup(&entry.term).ok_or_else(|| {
                 EngineError::Bug(format!("`{}` is not in the given vocabulary", entry.term))
             })? as usize;
-            tokens[id] += entry.tokens;
-            documents[id] += entry.documents;
+            sums.tokens[id] += entry.tokens;
+            sums.documents[id] += entry.documents;
         }
     }
-    let types = tokens.iter().filter(|count| **count > 0).count() as u64;
-    Ok((given.recount(&tokens, &documents)?.0, types))
+    Ok(sums)
 }

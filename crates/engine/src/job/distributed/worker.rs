@@ -5,25 +5,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use pmill_store::{JobName, Warehouse};
+use pmill_store::{Job, JobName, Warehouse, killpoint};
 use pmill_text::{FeatureExtractor, Vocabulary};
 
 use super::folder::{PlanFolder, io, superseded};
 use super::plan::{PlanHeader, attempt, check_protocol};
-use super::spec::{UnitSpec, VOCABULARY, VocabularyDone, Work};
+use super::spec::{TermsDone, UnitSpec, VOCABULARY, VocabularyDone, Work};
 use super::vocabulary::read_vocabulary;
 use crate::budget::Budget;
 use crate::error::EngineError;
-use crate::job::CountJob;
+use crate::job::base::{Base, Subsample};
 use crate::job::prepared::Prepared;
-use crate::job::reading::Corpus;
 use crate::job::run::Run;
+use crate::job::{CountJob, Facts};
 use crate::memory::ByteSize;
+use crate::pairs_table::PairsTable;
 use crate::progress::{Quiet, StopFlag};
-use crate::read::FileTally;
 use crate::scan::{CorpusFile, Scanner};
 use crate::session::Session;
-use crate::settings::RecordedSettings;
+use crate::settings::{OnBadFile, RecordedSettings};
+use crate::tables::TableFolder;
 
 /// How often a running unit looks whether it should stop.
 const LOOK: Duration = Duration::from_millis(200);
@@ -37,9 +38,15 @@ pub struct WorkerLimits {
     pub threads: usize,
     /// Folder for temporary files.
     pub scratch: PathBuf,
-    /// Folders that units may name; none: all.
+    /// Folders, and URIs of stores, that units may name; none: all.
     pub allowed: Vec<PathBuf>,
+    /// Called with the name of a unit that holds its thread [`GRACE`] beyond its time: there is no
+    /// way to end it but to end the process. `None`: somebody else watches.
+    pub on_stuck: Option<fn(&str)>,
 }
+
+/// How long a unit that was told to stop may go on.
+pub const GRACE: Duration = Duration::from_secs(10);
 
 /// Runs units, one or several at once; keeps what they share (dictionaries of lemmas, vocabulary).
 pub struct UnitWorker {
@@ -56,7 +63,47 @@ pub(super) struct Loaded {
     pub(super) warehouse: Warehouse,
     prepared: Prepared,
     pub(super) given: Option<Arc<Vocabulary>>,
-    vocabulary: Mutex<Option<(Arc<Vocabulary>, FileTally)>>,
+    vocabulary: Mutex<Option<Arc<Known>>>,
+    base: Mutex<Option<Arc<Job>>>,
+}
+
+/// What all units know once the vocabulary is there.
+pub(super) struct Known {
+    pub(super) vocabulary: Vocabulary,
+    pub(super) facts: Facts,
+    pub(super) subsample: Option<Subsample>,
+}
+
+impl Loaded {
+    /// The version of the job that the plan adds to.
+    fn base_version(&self) -> Result<Option<Arc<Job>>, EngineError> {
+        let Some(version) = self.header.base else {
+            return Ok(None);
+        };
+        let poisoned = |_| EngineError::Bug("a unit panicked while it opened the job".into());
+        let mut kept = self.base.lock().map_err(poisoned)?;
+        if let Some(job) = &*kept {
+            return Ok(Some(job.clone()));
+        }
+        let opened = Job::open_existing_at(&self.warehouse, &self.name, Some(version));
+        let job = Arc::new(self.prepared.session.wait(opened)?);
+        Ok(Some(kept.insert(job).clone()))
+    }
+
+    /// What that version holds.
+    pub(super) fn base(&self) -> Result<Option<Base>, EngineError> {
+        self.base_version()?
+            .map(|job| Base::of(&self.prepared.session, &self.warehouse, (*job).clone()))
+            .transpose()
+    }
+
+    /// The pairs of that version, as a source of rows.
+    pub(super) fn base_pairs(&self, terms: u32) -> Result<Option<PairsTable>, EngineError> {
+        let runtime = self.prepared.session.handle();
+        self.base_version()?
+            .map(|job| PairsTable::new(&self.warehouse, &job, terms, runtime))
+            .transpose()
+    }
 }
 
 impl UnitWorker {
@@ -87,8 +134,10 @@ impl UnitWorker {
             Work::Terms { unit, .. } => &unit.files[..],
             _ => &[],
         } {
-            if let Some(path) = file.input.path() {
-                self.check_allowed(&path)?;
+            match file.input.path() {
+                Some(path) => self.check_allowed(&path)?,
+                // As a path `s3://bucket/key` has the parts `s3:`, `bucket` and `key`.
+                None => self.check_allowed(Path::new(&file.input.uri))?,
             }
         }
         let folder = PlanFolder::open(&spec.folder)?;
@@ -99,7 +148,13 @@ impl UnitWorker {
         let attempt = attempt();
         let result = (|| {
             let loaded = self.load(&folder)?;
-            let mark = folder.begin(spec, &attempt)?;
+            let mark = match folder.begin(spec, &attempt) {
+                Ok(mark) => mark,
+                Err(poison @ EngineError::Poison { .. }) => {
+                    return skip_poison(spec, &folder, &loaded.header, poison);
+                }
+                Err(error) => return Err(error),
+            };
             let ran = self.attempt(spec, &folder, &loaded, &name, &attempt, cancel);
             drop(mark);
             ran
@@ -160,14 +215,26 @@ impl UnitWorker {
                             reason.get_or_insert(why);
                         }
                         stop.set();
+                        break;
+                    }
+                    std::thread::park_timeout(LOOK);
+                }
+                let told = Instant::now();
+                while let Some(on_stuck) = self.limits.on_stuck
+                    && !ended.load(Ordering::Acquire)
+                {
+                    if told.elapsed() > GRACE {
+                        on_stuck(name);
                         return;
                     }
                     std::thread::park_timeout(LOOK);
                 }
             });
-            let result =
-                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| running.work(&spec.work)))
-                    .unwrap_or_else(|_| Err(EngineError::Bug(format!("unit `{name}` panicked"))));
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                killpoint::unit(name);
+                running.work(&spec.work)
+            }))
+            .unwrap_or_else(|_| Err(EngineError::Bug(format!("unit `{name}` panicked"))));
             ended.store(true, Ordering::Release);
             watcher.thread().unpark();
             result
@@ -215,10 +282,9 @@ impl UnitWorker {
 
     fn check_allowed(&self, path: &Path) -> Result<(), EngineError> {
         let inside = self.limits.allowed.is_empty()
-            || (path.is_absolute()
-                && !path
-                    .components()
-                    .any(|c| c == std::path::Component::ParentDir)
+            || (!path
+                .components()
+                .any(|c| c == std::path::Component::ParentDir)
                 && self
                     .limits
                     .allowed
@@ -228,7 +294,7 @@ impl UnitWorker {
             return Ok(());
         }
         Err(EngineError::Setting(format!(
-            "this executor may not use `{}`: it is not in a folder given to it by --allow",
+            "this executor may not use `{}`: it is in no folder and no store given to it by --allow",
             path.display()
         )))
     }
@@ -280,6 +346,7 @@ impl UnitWorker {
             job,
             header,
             vocabulary: Mutex::new(None),
+            base: Mutex::new(None),
         });
         *kept = Some(loaded.clone());
         Ok(loaded)
@@ -345,7 +412,7 @@ impl<'a> Running<'a> {
     pub(super) fn scanner(&self) -> Scanner {
         Scanner::new(
             self.prepared().session.context().clone(),
-            &self.loaded.job.settings.text,
+            self.loaded.job.settings.rows(),
             // What is too large was decided when the job was planned, not by this machine.
             self.header.scan_limit,
         )
@@ -356,7 +423,10 @@ impl<'a> Running<'a> {
     }
 
     /// The run as the steps in one process see it.
-    pub(super) fn run(&self, budget: Budget) -> Run<'a> {
+    pub(super) fn run<'b>(&self, budget: Budget, base: Option<&'b Base>) -> Run<'b>
+    where
+        'a: 'b,
+    {
         Run {
             job: &self.loaded.job,
             name: &self.loaded.name,
@@ -366,34 +436,66 @@ impl<'a> Running<'a> {
             stop: self.stop,
             budget,
             files: &[],
+            taken: &[],
+            rows: Vec::new(),
+            base,
             job_folder: &self.loaded.root,
-            started: Instant::now(),
         }
     }
 
-    /// The vocabulary, and a corpus that has just its totals.
-    pub(super) fn vocabulary(&self) -> Result<(Arc<Vocabulary>, Corpus), EngineError> {
+    /// The vocabulary and the totals, read once a process.
+    pub(super) fn vocabulary(&self) -> Result<Arc<Known>, EngineError> {
         let poisoned = |_| EngineError::Bug("a unit panicked while it read the vocabulary".into());
         let mut kept = self.loaded.vocabulary.lock().map_err(poisoned)?;
-        let (vocabulary, totals) = match &*kept {
-            Some(known) => known.clone(),
-            None => {
-                let done: VocabularyDone = self.folder.need(VOCABULARY)?;
-                let vocabulary = Arc::new(read_vocabulary(self.folder, &done)?);
-                let totals = FileTally {
-                    rows: done.rows,
-                    tokens: done.tokens,
-                };
-                kept.insert((vocabulary, totals)).clone()
-            }
+        if let Some(known) = &*kept {
+            return Ok(known.clone());
+        }
+        let done: VocabularyDone = self.folder.need(VOCABULARY)?;
+        let known = Known {
+            vocabulary: read_vocabulary(self.folder, &done)?,
+            facts: done.facts,
+            subsample: done.subsample,
         };
-        Ok((vocabulary, Corpus::of_totals(totals)))
+        Ok(kept.insert(Arc::new(known)).clone())
     }
+
+    /// Where finished table files wait for the commit.
+    pub(super) fn table_folder(&self) -> TableFolder<'a> {
+        TableFolder::at(
+            &self.loaded.warehouse,
+            self.folder.tables(),
+            self.prepared().session.handle(),
+        )
+    }
+}
+
+/// A unit whose reading ends every process: its files are left out where bad files are skipped.
+fn skip_poison(
+    spec: &UnitSpec,
+    folder: &PlanFolder,
+    header: &PlanHeader,
+    poison: EngineError,
+) -> Result<bool, EngineError> {
+    let Work::Terms { unit, leave_out } = &spec.work else {
+        return Err(poison);
+    };
+    if header.on_bad_file != OnBadFile::Skip {
+        return Err(poison);
+    }
+    let files = unit.files.iter();
+    let bad = files
+        .filter(|file| !leave_out.contains(&file.index))
+        .map(|file| (file.index, poison.to_string()));
+    let done = TermsDone {
+        bad: bad.collect(),
+        ..TermsDone::default()
+    };
+    folder.put(&spec.work.name(), &done)
 }
 
 /// Removes the files of an attempt that failed or came second. What cannot be removed goes away
 /// with the plan's folder.
-fn remove_attempt(folder: &PlanFolder, attempt: &str) {
+pub(super) fn remove_attempt(folder: &PlanFolder, attempt: &str) {
     for place in [folder.data(), folder.tables()] {
         for name in super::folder::names(&place).unwrap_or_default() {
             if name.contains(attempt) {
