@@ -90,14 +90,7 @@ class Run:
         self.after = []
 
     def start(self, *flags):
-        command = [*cluster.arguments(self.warehouse, self.soak.corpus, *FLAGS, *flags), "--cluster", self.running.url]
-        return subprocess.Popen(
-            [pmill.binary(), *map(str, command), "--cluster-patience", "60", "--json"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=pmill.environment(),
-        )
+        return cluster.drive(self.running.url, self.warehouse, self.soak.corpus, *FLAGS, *flags)
 
     def any_moment(self, earliest=0.0, latest=1.0):
         """Waits for a random moment of the job's usual time."""

@@ -4,8 +4,8 @@ import datetime
 import ipaddress
 
 
-def make(folder, *names):
-    """Writes `authority.pem`, and NAME.pem with NAME.key for each name, good for localhost and 127.0.0.1."""
+def make(folder, *names, address="127.0.0.1"):
+    """Writes `authority.pem`, and NAME.pem with NAME.key for each name, good for localhost and the address."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -14,7 +14,7 @@ def make(folder, *names):
     authority_key = ec.generate_private_key(ec.SECP256R1())
     now = datetime.datetime.now(datetime.timezone.utc)
     issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "authority")])
-    places = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    places = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(address))]
     for name in ("authority", *names):
         is_authority = name == "authority"
         key = authority_key if is_authority else ec.generate_private_key(ec.SECP256R1())

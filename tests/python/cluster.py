@@ -13,10 +13,10 @@ import pmill
 class Role:
     """A scheduler or an executor that was started here."""
 
-    def __init__(self, folder, name, *arguments, env=None):
+    def __init__(self, folder, name, *arguments, env=None, prefix=()):
         self.name, self.log = name, Path(folder) / f"{name}.log"
         self.process = subprocess.Popen(
-            [pmill.binary(), *map(str, arguments), "--json", "-v"],
+            [*prefix, pmill.binary(), *map(str, arguments), "--json", "-v"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self.log.open("ab"),
@@ -111,11 +111,11 @@ def arguments(warehouse, corpus, *flags, name="j", text="TEXT"):
     return ["count", "--warehouse", warehouse, "--name", name, "--input", *corpus, "--text", text, *flags]
 
 
-def drive(cluster, warehouse, corpus, *flags):
+def drive(url, warehouse, corpus, *flags, prefix=()):
     """Starts a driver and leaves it running; its output is read with `finish`."""
-    command = [*arguments(warehouse, corpus, *flags), "--cluster", cluster.url, "--json", "--cluster-patience", 60]
+    command = [*arguments(warehouse, corpus, *flags), "--cluster", url, "--json", "--cluster-patience", 60]
     return subprocess.Popen(
-        [pmill.binary(), *map(str, command)],
+        [*prefix, pmill.binary(), *map(str, command)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -34,7 +34,7 @@ def running(tmp_path_factory):
 
 
 def count(running, warehouse, corpus, *flags):
-    return cluster.drive(running, warehouse, corpus, *FLAGS, *CUT, *flags)
+    return cluster.drive(running.url, warehouse, corpus, *FLAGS, *CUT, *flags)
 
 
 def finished(driver, warehouse, undisturbed, status=("counted",)):
@@ -194,7 +194,7 @@ def test_what_is_wrong_is_said(running, corpus, warehouse, tmp_path):
     content = bytearray(path.read_bytes())
     content[100:20_000] = bytes(19_900)
     path.write_bytes(content)
-    code, _, err = cluster.finish(cluster.drive(running, warehouse, bad, *FLAGS))
+    code, _, err = cluster.finish(cluster.drive(running.url, warehouse, bad, *FLAGS))
     assert code == 2 and str(path) in err, err
 
 

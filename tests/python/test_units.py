@@ -24,8 +24,9 @@ def undisturbed(corpus, tmp_path_factory):
 
 
 def shard(warehouse, corpus, index, count, *flags, start=pmill.start, env=None):
+    cut = [] if "--unit-size" in flags else CUT
     command = [
-        *cluster.arguments(warehouse, corpus, *FLAGS, *CUT),
+        *cluster.arguments(warehouse, corpus, *FLAGS, *cut),
         *("--shard-index", index, "--shard-count", count, "--threads", 1, *flags),
     ]
     return start(*command) if env is None else pmill.run(*command, env=pmill.environment(**env), code=None)
@@ -70,6 +71,17 @@ def test_a_shard_that_died_is_run_again_or_its_units_are_taken_over(corpus, undi
     shard(warehouse, corpus, 0, 3, "--take-over-after", 1, start=pmill.run)
     commit(warehouse)
     cluster.same(pmill.Job(warehouse, "j"), undisturbed)
+
+
+def test_very_many_units_are_summed_in_rounds(warehouse, tmp_path):
+    folder = tmp_path / "many"
+    pmill.run("sample-corpus", "--output", folder, "--rows", 140 * 30, "--files", 140)
+    whole = pmill.count(tmp_path / "one", "j", folder, "TEXT", *FLAGS)
+    shards = [shard(warehouse, folder, index, 2, "--unit-size", 1) for index in range(2)]
+    assert [process.wait(timeout=100) for process in shards] == [0, 0]
+    assert len(cluster.manifests(warehouse, "fold-")) == 3
+    assert commit(warehouse).json["units"] == 140
+    cluster.same(pmill.Job(warehouse, "j"), whole)
 
 
 VARIANTS = {

@@ -4,7 +4,7 @@
 //! failed, was forgotten or hangs is submitted again, a limited number of times; every wait has an
 //! end.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use ballista_core::serde::protobuf::{
@@ -217,7 +217,7 @@ impl Runner for ClusterRunner<'_> {
                 .collect(),
             submitted: HashMap::new(),
             failed: HashMap::new(),
-            failures_seen: 0,
+            failures_seen: HashSet::new(),
             slots: 0,
             slots_asked: None,
             last_sign: Instant::now(),
@@ -249,7 +249,7 @@ struct PhaseRun<'r, 'a> {
     submitted: HashMap<String, Submitted>,
     /// How often each unit failed.
     failed: HashMap<String, u32>,
-    failures_seen: usize,
+    failures_seen: HashSet<String>,
     slots: usize,
     slots_asked: Option<Instant>,
     /// When something last came.
@@ -274,7 +274,9 @@ impl PhaseRun<'_, '_> {
                         .into(),
                 ));
             }
+            let looked = Instant::now();
             self.collect(done)?;
+            let looked = looked.elapsed();
             if self.waiting.is_empty() && self.submitted.is_empty() {
                 return Ok(());
             }
@@ -299,7 +301,8 @@ impl PhaseRun<'_, '_> {
                     },
                 )));
             }
-            std::thread::sleep(LOOK);
+            // A folder of very many manifests takes a while to list.
+            std::thread::sleep(LOOK.max(looked * 4));
         }
     }
 
@@ -343,11 +346,7 @@ impl PhaseRun<'_, '_> {
 
     /// Reads why attempts failed. What cannot pass ends the job; the rest is tried again.
     fn hear_failures(&mut self) -> Result<(), EngineError> {
-        let failures = self.folder.failure_list()?;
-        let new = failures.iter().skip(self.failures_seen);
-        let new: Vec<Failure> = new.cloned().collect();
-        self.failures_seen = failures.len();
-        for failure in new {
+        for failure in self.folder.new_failures(&mut self.failures_seen)? {
             // An older driver's units fail because they were ended.
             let ours = self
                 .submitted

@@ -184,13 +184,13 @@ impl TokenStore {
         Ok((held.tokens, held.rows))
     }
 
-    /// Whether no chunk went to disk.
+    /// Whether no chunk is on disk.
     ///
     /// # Errors
     /// When a worker panicked while it held the store.
     pub fn in_memory(&self) -> Result<bool, EngineError> {
         let held = self.held.lock().map_err(|_| poisoned())?;
-        Ok(held.spilled_chunks == 0)
+        Ok(held.spilled_chunks == 0 && held.stored.is_none())
     }
 
     /// Bytes written to disk.
@@ -393,6 +393,7 @@ mod tests {
         let stored = store.write(&path).unwrap();
         let open = || TokenStore::open(disk.clone(), reservation(), path.clone(), stored);
         assert_eq!(open().size().unwrap(), (16, 12));
+        assert!(!open().in_memory().unwrap());
         let mut back: Vec<Chunk> = open().into_chunks().unwrap().map(Result::unwrap).collect();
         back.sort_by_key(|chunk| chunk.dictionary);
         assert_eq!(back, (0..4).map(chunk).collect::<Vec<_>>());

@@ -1,6 +1,7 @@
 //! Attempts at units: begun, ended, failed. An attempt that died with its process leaves its mark,
 //! so that a unit that kills whoever runs it is found out.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -83,12 +84,22 @@ impl PlanFolder {
     /// # Errors
     /// When the folder cannot be read.
     pub fn failure_list(&self) -> Result<Vec<Failure>, EngineError> {
+        self.new_failures(&mut HashSet::new())
+    }
+
+    /// Those of them that are not in `seen` yet, which they are then.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn new_failures(&self, seen: &mut HashSet<String>) -> Result<Vec<Failure>, EngineError> {
         let mut failures: Vec<Failure> = Vec::new();
         for name in names(&self.failures())? {
             if !name.starts_with('.')
-                && let Some(failure) = read(&self.failures().join(name))?
+                && !seen.contains(&name)
+                && let Some(failure) = read(&self.failures().join(&name))?
             {
                 failures.push(failure);
+                seen.insert(name);
             }
         }
         failures.sort_by_key(|failure| failure.at_ms);

@@ -9,6 +9,7 @@ use pmill_store::{JobName, Warehouse};
 use pmill_text::FeatureExtractor;
 
 use super::commit::commit_plan;
+use super::fold::FAN_IN;
 use super::folder::{PlanFolder, claim_epoch, names, superseded};
 use super::plan::{self, NewPlan, PROTOCOL, PlanHeader, PlanUnit};
 use super::spec::{
@@ -30,6 +31,8 @@ use crate::settings::RecordedSettings;
 pub enum Phase {
     /// Units are read.
     Terms,
+    /// The terms of many units are summed.
+    Fold,
     /// Units are counted.
     Count,
     /// Ranges are summed.
@@ -42,6 +45,7 @@ impl Phase {
     pub fn name(self) -> &'static str {
         match self {
             Self::Terms => "terms",
+            Self::Fold => "fold",
             Self::Count => "count",
             Self::Reduce => "reduce",
         }
@@ -212,9 +216,24 @@ impl Stages<'_> {
     /// All that comes before the commit. `false` when this process ended after its share.
     fn map_and_reduce(&self, runner: &mut dyn Runner) -> Result<bool, EngineError> {
         if !self.folder.has(VOCABULARY) {
-            let Some((names, bad)) = self.terms(runner)? else {
+            let Some((mut names, bad)) = self.terms(runner)? else {
                 return Ok(false);
             };
+            let mut round = 0;
+            while names.len() > FAN_IN {
+                let parts = names.chunks(FAN_IN).enumerate();
+                let works = parts.map(|(number, parts)| Work::Fold {
+                    number,
+                    round,
+                    parts: parts.to_vec(),
+                });
+                let works: Vec<Work> = works.collect();
+                names = works.iter().map(Work::name).collect();
+                if !self.phase(runner, Phase::Fold, works)? {
+                    return Ok(false);
+                }
+                round += 1;
+            }
             let step = |unit: &UnitSpec| self.drive.worker.vocabulary(unit, &names, &bad);
             self.lead(runner, VOCABULARY, step)?;
         }

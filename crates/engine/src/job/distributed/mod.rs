@@ -1,7 +1,7 @@
 //! A count job as units that any process can run: the cluster's and the shards' way.
 //!
 //! ```text
-//! plan ─▶ terms(unit) … ─▶ vocabulary ─▶ count(unit) … ─▶ runs ─▶ reduce(range) … ─▶ commit
+//! plan ─▶ terms(unit) … ─▶ fold(units) … ─▶ vocabulary ─▶ count(unit) … ─▶ runs ─▶ reduce(range) … ─▶ commit
 //! ```
 //!
 //! Everything a unit needs and leaves lies in the plan's folder, which all processes see (a shared
@@ -16,6 +16,7 @@
 mod attempts;
 mod commit;
 mod drive;
+mod fold;
 mod folder;
 mod map;
 mod plan;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use pmill_store::DataFile;
 use serde::{Deserialize, Serialize};
 
+use super::folder::PlanFolder;
 use super::plan::PlanUnit;
 use crate::counting::RunFile;
 use crate::error::{EngineError, FileFault, Kind};
@@ -42,6 +43,15 @@ pub enum Work {
         /// Files of the plan to leave out: they were found bad.
         leave_out: Vec<usize>,
     },
+    /// Sum the terms of some units, so that the vocabulary has few lists to read.
+    Fold {
+        /// The group's number.
+        number: usize,
+        /// Which round of summing this is, from 0.
+        round: usize,
+        /// Manifests of terms, or of the round before.
+        parts: Vec<String>,
+    },
     /// Count the kept token ids into runs.
     Count {
         /// The unit's number.
@@ -64,6 +74,15 @@ impl Work {
     pub fn name(&self) -> String {
         match self {
             Self::Terms { unit, leave_out } => terms_name(unit.number, leave_out),
+            Self::Fold {
+                number,
+                round,
+                parts,
+            } => {
+                // With other files left out it is another sum.
+                let digest = blake3::hash(parts.join(" ").as_bytes()).to_hex();
+                format!("fold-{round}-{number:05}-{}", &digest[..12])
+            }
             Self::Count { number, .. } => format!("count-{number:05}"),
             Self::Reduce { number, .. } => format!("range-{number:05}"),
         }
@@ -74,7 +93,9 @@ impl Work {
     pub fn number(&self) -> usize {
         match self {
             Self::Terms { unit, .. } => unit.number,
-            Self::Count { number, .. } | Self::Reduce { number, .. } => *number,
+            Self::Fold { number, .. }
+            | Self::Count { number, .. }
+            | Self::Reduce { number, .. } => *number,
         }
     }
 
@@ -83,7 +104,7 @@ impl Work {
     pub fn inputs(&self) -> Vec<String> {
         match self {
             Self::Terms { unit, .. } => unit.files.iter().map(|f| f.input.display()).collect(),
-            Self::Count { .. } | Self::Reduce { .. } => Vec::new(),
+            Self::Fold { .. } | Self::Count { .. } | Self::Reduce { .. } => Vec::new(),
         }
     }
 }
@@ -112,6 +133,33 @@ pub(super) struct TermsDone {
     pub(super) tokens: Option<(String, StoredTokens)>,
     /// Files that turned out bad, with the reason. Then nothing else is here.
     pub(super) bad: Vec<(usize, String)>,
+}
+
+/// Sums of terms: of one unit, or of many.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) struct FoldDone {
+    pub(super) added: FileTally,
+    /// Sorted terms: file names and numbers of terms.
+    pub(super) dictionaries: Vec<(String, u64)>,
+}
+
+impl FoldDone {
+    /// Reads the manifest of a unit's terms, or of a sum.
+    pub(super) fn read(folder: &PlanFolder, name: &str) -> Result<Self, EngineError> {
+        if name.starts_with("fold-") {
+            return folder.need(name);
+        }
+        let done: TermsDone = folder.need(name)?;
+        let mut added = FileTally::default();
+        for (_, tally) in &done.files {
+            added.rows += tally.rows;
+            added.tokens += tally.tokens;
+        }
+        Ok(Self {
+            added,
+            dictionaries: done.dictionaries,
+        })
+    }
 }
 
 /// What counting a unit left.

@@ -1,16 +1,15 @@
 //! The step between terms and counting: the terms of all units become the vocabulary.
 //!
-//! Memory: the vocabulary, and one buffer for each of at most [`FAN_IN`] dictionaries; more of them
-//! are summed in rounds.
+//! Memory: the vocabulary, and one buffer for each of a few dictionaries; more of them are summed
+//! in rounds before (see [`super::fold`]).
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use pmill_text::{TermCount, Vocabulary, merge_sorted};
+use pmill_text::Vocabulary;
 
 use super::folder::PlanFolder;
 use super::plan::attempt;
-use super::spec::{TermsDone, VOCABULARY, VocabularyDone};
+use super::spec::{FoldDone, VOCABULARY, VocabularyDone};
 use super::worker::{Running, remove_attempt};
 use crate::dictionaries::StoredDictionary;
 use crate::error::EngineError;
@@ -18,9 +17,6 @@ use crate::job::reading::{Corpus, Sums};
 use crate::job::run::change;
 use crate::job::totals::OutsidePlace;
 use crate::read::FileTally;
-
-/// Dictionaries that are open at once.
-const FAN_IN: usize = 64;
 
 /// Reads the vocabulary that the step wrote.
 pub(super) fn read_vocabulary(
@@ -45,11 +41,9 @@ impl Running<'_> {
         let mut added = FileTally::default();
         let mut dictionaries = Vec::new();
         for name in names {
-            let done: TermsDone = self.folder.need(name)?;
-            for (_, tally) in &done.files {
-                added.rows += tally.rows;
-                added.tokens += tally.tokens;
-            }
+            let done = FoldDone::read(self.folder, name)?;
+            added.rows += done.added.rows;
+            added.tokens += done.added.tokens;
             let paths = done.dictionaries.into_iter();
             dictionaries.extend(paths.map(|(name, terms)| StoredDictionary::Disk {
                 path: data.join(name),
@@ -65,7 +59,7 @@ impl Running<'_> {
         };
         let mut corpus = match given {
             Some(given) => Corpus::of_terms(Vec::new(), Some(sums(given, &dictionaries)?)),
-            None => Corpus::of_terms(self.fold(dictionaries)?, None),
+            None => Corpus::of_terms(self.sum_rounds(dictionaries)?, None),
         };
         let attempt = attempt();
         let digest = &self.header.digest;
@@ -109,33 +103,6 @@ impl Running<'_> {
             remove_attempt(self.folder, &attempt);
         }
         Ok(())
-    }
-
-    /// Sums dictionaries until few enough are left to be read at once.
-    fn fold(
-        &self,
-        mut dictionaries: Vec<StoredDictionary>,
-    ) -> Result<Vec<StoredDictionary>, EngineError> {
-        let mut round = 0;
-        while dictionaries.len() > FAN_IN {
-            let mut folded = Vec::new();
-            for (part, some) in dictionaries.chunks(FAN_IN).enumerate() {
-                self.check_stop()?;
-                let streams = some
-                    .iter()
-                    .map(StoredDictionary::sorted)
-                    .collect::<Result<Vec<_>, _>>()?;
-                let entries = merge_sorted(streams).map(|entry: Result<TermCount, EngineError>| {
-                    let entry = entry?;
-                    Ok((entry.term, entry.tokens, entry.documents, 0))
-                });
-                let path: PathBuf = self.scratch.path().join(format!("sum-{round}-{part}"));
-                folded.push(StoredDictionary::write_entries(entries, path)?);
-            }
-            dictionaries = folded;
-            round += 1;
-        }
-        Ok(dictionaries)
     }
 }
 

@@ -372,6 +372,10 @@ impl<'a> Running<'a> {
                 let done = self.terms(unit, leave_out)?;
                 self.finish(&done)
             }
+            Work::Fold { parts, .. } => {
+                let done = self.fold(parts)?;
+                self.finish(&done)
+            }
             Work::Count { terms, .. } => {
                 let done = self.count(terms)?;
                 self.finish(&done)
