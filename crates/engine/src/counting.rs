@@ -167,11 +167,13 @@ impl Counting<'_> {
         }
         let mut block = TokenBlock::with_budget(&self.kernel, needed.min(self.block_bytes))?;
         let mut mapper = RowMapper::new(maps, self.keep.as_deref());
+        let (expected, mut poured) = (tokens.size()?.0, 0);
         for chunk in tokens.into_chunks()? {
             let chunk = chunk?;
             if self.stop.is_set() {
                 return Err(EngineError::Interrupted);
             }
+            poured += chunk.ids.len() as u64;
             mapper.each_row(&chunk, |ids| {
                 if !block.has_room(ids.len()) {
                     let empty = TokenBlock::new(&self.kernel)?;
@@ -180,6 +182,7 @@ impl Counting<'_> {
                 Ok(block.push_row(ids)?)
             })?;
         }
+        check_poured(expected, poured)?;
         Ok(block)
     }
 
@@ -189,7 +192,13 @@ impl Counting<'_> {
         tokens: TokenStore,
         maps: &[Vec<u32>],
     ) -> Result<TokenBlock, EngineError> {
+        let expected = tokens.size()?.0;
         let chunks = tokens.into_chunks()?;
+        let poured = chunks
+            .in_memory()
+            .iter()
+            .map(|chunk| chunk.ids.len() as u64);
+        check_poured(expected, poured.sum())?;
         let slots = |chunk: &Chunk| chunk.ids.len() + chunk.row_ends.len();
         let sizes: Vec<usize> = chunks.in_memory().iter().map(slots).collect();
         let mut block = TokenBlock::new(&self.kernel)?;
@@ -352,6 +361,16 @@ impl Counting<'_> {
             ))
         }
     }
+}
+
+/// All tokens that were read must be counted.
+fn check_poured(expected: u64, poured: u64) -> Result<(), EngineError> {
+    if poured == expected {
+        return Ok(());
+    }
+    Err(EngineError::Bug(format!(
+        "{expected} tokens were read, and {poured} came to be counted"
+    )))
 }
 
 /// Rows of chunks as the kernel takes them: in the vocabulary's ids, subsampled.

@@ -65,7 +65,7 @@ impl Running<'_> {
         let digest = &self.header.digest;
         let place = OutsidePlace {
             folder: self.table_folder(),
-            name: format!("outside-{digest}-{attempt}.parquet"),
+            name: format!("part-00000-{digest}-{attempt}.parquet"),
         };
         let totals = run.totals(given.map(Arc::as_ref), &mut corpus, &place)?;
         let vocabulary = &totals.vocabulary;
