@@ -306,18 +306,22 @@ def _(run):
 def _(run):
     name = f"{run.draw.choice(['terms', 'count'])}-{run.draw.randrange(run.soak.units):05}"
     index = run.executor()
-    run.running.executors[index].terminate()
-    run.restart(index, env=pmill.environment(PMILL_KILL_UNIT=name))
-    run.after.append(lambda: run.restart(index))
+    # Two of three: who takes the unit is chance.
+    for number in (index, (index + 1) % EXECUTORS):
+        run.running.executors[number].terminate()
+        run.restart(number, env=pmill.environment(PMILL_KILL_UNIT=name))
+        run.after.append(lambda number=number: run.restart(number))
 
 
 @kind("a unit that holds its thread")
 def _(run):
     name = f"{run.draw.choice(['terms', 'count'])}-{run.draw.randrange(run.soak.units):05}"
     index = run.executor()
-    run.running.executors[index].terminate()
-    run.restart(index, env=pmill.environment(PMILL_HANG_UNIT=name))
-    run.after.append(lambda: run.restart(index))
+    # Two of three: who takes the unit is chance.
+    for number in (index, (index + 1) % EXECUTORS):
+        run.running.executors[number].terminate()
+        run.restart(number, env=pmill.environment(PMILL_HANG_UNIT=name))
+        run.after.append(lambda number=number: run.restart(number))
 
 
 class Skipped(Exception):

@@ -26,6 +26,8 @@ class Role:
 
     def ready(self, seconds=60):
         """Waits for the line that says so."""
+        if self.info:
+            return self
         os.set_blocking(self.process.stdout.fileno(), False)
         deadline, text = time.monotonic() + seconds, b""
         while not text.endswith(b"\n"):

@@ -1,10 +1,13 @@
 """A cluster on loopback: the bytes of one process, whoever dies, and whenever."""
 
+import os
 import shutil
 import signal
+import subprocess
 
 import pytest
 
+import certificates
 import cluster
 import pmill
 
@@ -158,6 +161,31 @@ def test_a_batch_is_added_to_a_job_and_a_pipeline_counts_on_the_cluster(running,
     cluster.same(pmill.Job(tmp_path / "b", "j"), pmill.Job(tmp_path / "a", "j"), ("vocab", "pairs", "outside", "pmi"))
 
 
+def test_an_executor_without_room_gives_its_units_to_others(held, running, corpus, undisturbed, warehouse, tmp_path):
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=40", "pmill-test", place]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    full = running.start_executor(scratch=place)
+    try:
+        full.ready()
+        for number in range(100):
+            try:
+                (place / str(number)).write_bytes(b"")
+            except OSError:
+                break
+        driver = count(running, warehouse, corpus)
+        # The others are held until it has failed.
+        assert cluster.wait_for(lambda: "No space left on device" in full.log.read_text(), seconds=60)
+        for executor in running.executors:
+            executor.signal(signal.SIGCONT)
+        finished(driver, warehouse, undisturbed)
+    finally:
+        full.kill()
+        subprocess.run(["umount", "-l", place], check=True)
+
+
 def test_what_is_wrong_is_said(running, corpus, warehouse, tmp_path):
     command = cluster.arguments(warehouse, corpus, *FLAGS)
     message = pmill.run(*command, "--cluster", "http://127.0.0.1:1", code=75).err
@@ -186,5 +214,44 @@ def test_an_executor_uses_allowed_folders_only_and_a_token_keeps_strangers_out(c
         command = [*cluster.arguments(tmp_path / "wh", corpus, *FLAGS), "--cluster", closed.url]
         assert "token is missing or wrong" in pmill.run(*command, code=2).err
         assert "token is missing or wrong" in pmill.run("executor", "--scheduler", closed.url, code=2).err
-        message = pmill.run(*command, "--token-file", token, code=75).err
+        message = pmill.run(*command, "--token-file", token, code=2).err
         assert "may not use" in message and "--allow" in message
+
+
+def test_tls_with_certificates_of_both_sides_between_all_roles(corpus, tmp_path):
+    keys = certificates.make(tmp_path / "keys", "scheduler", "worker")
+    strangers = certificates.make(tmp_path / "strangers", "worker")
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef0123\n")
+
+    def client(keys, name="worker"):
+        return ["--tls-ca", keys / "authority.pem", "--tls-client-cert", keys / f"{name}.pem", "--tls-client-key", keys / f"{name}.key"]
+
+    small = min(corpus.glob("*.parquet"))
+    server = ["--tls-cert", keys / "scheduler.pem", "--tls-key", keys / "scheduler.key"]
+    own = [*client(keys), "--token-file", token]
+    with cluster.Cluster(
+        tmp_path / "c",
+        executors=1,
+        scheme="https",
+        scheduler_flags=(*server, "--tls-client-ca", keys / "authority.pem", "--token-file", token),
+        executor_flags=own,
+    ) as closed:
+        command = [*cluster.arguments(tmp_path / "wh", small, *FLAGS), "--cluster", closed.url]
+        pmill.run(*command, *own)
+        undisturbed = pmill.count(tmp_path / "one", "j", small, "TEXT", *FLAGS)
+        cluster.same(pmill.Job(tmp_path / "wh", "j"), undisturbed)
+        command = [*cluster.arguments(tmp_path / "no", small, *FLAGS), "--cluster"]
+        for flags, code, words in [
+            ([], 2, "give --tls-ca"),
+            (client(keys), 2, "token is missing or wrong"),
+            (["--tls-ca", keys / "authority.pem", "--token-file", token], 2, "ertificate"),
+            ([*client(strangers), "--token-file", token], 2, "certificate"),
+        ]:
+            assert words in pmill.run(*command, closed.url, *flags, code=code).err
+        mixed = client(strangers)
+        mixed[1] = keys / "authority.pem"
+        assert "ertificate" in pmill.run("executor", "--scheduler", closed.url, *mixed, "--token-file", token, code=2).err
+        plain = f"http://{closed.listen}"
+        assert "is not there" in pmill.run(*command, plain, "--token-file", token, code=75).err
+        assert not (tmp_path / "no" / "j").exists()

@@ -130,6 +130,10 @@ def test_a_job_that_changed_after_its_units_were_planned_is_not_committed(corpus
     late = commit(warehouse, code=75)
     assert "has changed since its units were planned" in late.err
     assert pmill.Job(warehouse, "j").facts() == other.facts()
+    # The shards again, and the plan of the version that is there now is the one.
+    shard(warehouse, files[:3], 0, 1, start=pmill.run)
+    assert commit(warehouse).json["files"] == 1
+    assert not (warehouse / ".pmill" / "j.units").exists()
 
 
 def test_a_shard_knows_its_number_from_kubernetes_or_slurm(corpus, warehouse):

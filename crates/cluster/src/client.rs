@@ -22,7 +22,7 @@ use crate::codec::UnitCodec;
 use crate::error::ClusterError;
 use crate::net::{ClientSecurity, SchedulerClient};
 use crate::proto::HelloReply;
-use crate::unit_exec::UnitExec;
+use crate::unit_exec::{FINAL, UnitExec};
 
 /// How often manifests are looked for.
 const LOOK: Duration = Duration::from_millis(100);
@@ -512,11 +512,15 @@ impl PhaseRun<'_, '_> {
                     if since.elapsed() > ASK
                         && let Some(unit) = self.submitted.remove(&name)
                     {
+                        let is_final = failed.error.split_once(FINAL);
                         let failure = Failure {
                             unit: name,
-                            message: failed.error,
-                            again: true,
-                            user: false,
+                            again: is_final.is_none(),
+                            user: is_final.is_some(),
+                            message: match is_final {
+                                Some((_, reason)) => reason.to_owned(),
+                                None => failed.error.clone(),
+                            },
                             inputs: unit.spec.work.inputs(),
                             epoch: unit.spec.epoch,
                             process: 0,

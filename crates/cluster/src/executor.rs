@@ -105,7 +105,7 @@ pub async fn run_executor(
         Arc::default(),
         Arc::new(LoggingMetricsCollector::default()),
         slots,
-        Arc::new(UnitsOnly::default()),
+        Arc::new(UnitsOnly),
     ));
     let codec: BallistaCodec<LogicalPlanNode, PhysicalPlanNode> = BallistaCodec::new(
         Arc::new(BallistaLogicalExtensionCodec::default()),

@@ -1,44 +1,79 @@
 //! Plans are not code: an executor runs stages of [`UnitExec`](crate::unit_exec::UnitExec) over rows
 //! in the message, and nothing else, whatever it is sent.
+//!
+//! Units leave their results in the plan's folder, so a stage has no output of its own: Ballista's
+//! writer around it is left out, and an executor needs no disk for it.
 
+use std::fmt;
 use std::sync::Arc;
 
 use ballista_core::JobId;
-use ballista_executor::execution_engine::{
-    DefaultExecutionEngine, ExecutionEngine, QueryStageExecutor,
-};
+use ballista_core::serde::protobuf::ShuffleWritePartition;
+use ballista_executor::execution_engine::{ExecutionEngine, QueryStageExecutor};
 use datafusion::error::{DataFusionError, Result};
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::execution::TaskContext;
+use datafusion::physical_plan::metrics::MetricsSet;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion::prelude::SessionConfig;
+use futures::TryStreamExt;
 
-/// Ballista's engine behind a look at the plan.
+/// Runs units, and refuses all else.
 #[derive(Default)]
-pub struct UnitsOnly(DefaultExecutionEngine);
+pub struct UnitsOnly;
 
 impl ExecutionEngine for UnitsOnly {
     fn create_query_stage_exec(
         &self,
-        job_id: JobId,
-        stage_id: usize,
-        task_id: usize,
-        partitions: Vec<usize>,
+        _: JobId,
+        _: usize,
+        _: usize,
+        _: Vec<usize>,
         plan: Arc<dyn ExecutionPlan>,
-        work_dir: &str,
-        config: &SessionConfig,
+        _: &str,
+        _: &SessionConfig,
     ) -> Result<Arc<dyn QueryStageExecutor>> {
-        check(&plan)?;
-        self.0.create_query_stage_exec(
-            job_id, stage_id, task_id, partitions, plan, work_dir, config,
-        )
+        Ok(Arc::new(UnitStage(check(&plan)?)))
     }
 }
 
-/// A writer, then units, then rows in memory.
-fn check(plan: &Arc<dyn ExecutionPlan>) -> Result<()> {
+/// A stage of units.
+#[derive(Debug)]
+struct UnitStage(Arc<dyn ExecutionPlan>);
+
+impl fmt::Display for UnitStage {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("UnitStage")
+    }
+}
+
+#[tonic::async_trait]
+impl QueryStageExecutor for UnitStage {
+    async fn execute_query_stage(
+        &self,
+        _: usize,
+        context: Arc<TaskContext>,
+    ) -> Result<Vec<ShuffleWritePartition>> {
+        for partition in 0..self.0.output_partitioning().partition_count() {
+            let mut rows = self.0.execute(partition, context.clone())?;
+            while rows.try_next().await?.is_some() {}
+        }
+        Ok(Vec::new())
+    }
+
+    fn collect_plan_metrics(&self) -> Vec<MetricsSet> {
+        Vec::new()
+    }
+}
+
+/// A writer, then units, then rows in memory: gives the units.
+fn check(plan: &Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
     let mut names = Vec::new();
-    let mut at = plan;
+    let (mut at, mut units) = (plan, plan);
     loop {
         names.push(at.name().to_owned());
+        if names.len() == 2 {
+            units = at;
+        }
         match at.children()[..] {
             [] => break,
             [child] => at = child,
@@ -56,7 +91,11 @@ fn check(plan: &Arc<dyn ExecutionPlan>) -> Result<()> {
         }
         _ => false,
     };
-    if known { Ok(()) } else { Err(refuse(&names)) }
+    if known {
+        Ok(units.clone())
+    } else {
+        Err(refuse(&names))
+    }
 }
 
 fn is_memory(plan: &Arc<dyn ExecutionPlan>) -> bool {

@@ -46,6 +46,13 @@ pub struct ClientSecurity {
     pub token_file: Option<PathBuf>,
 }
 
+/// Chooses the cryptography of TLS for the whole process: other crates bring a second one in, and
+/// rustls then refuses to guess.
+fn choose_cryptography() {
+    // An error says that it was chosen before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 fn read(path: &Path) -> Result<Vec<u8>, ClusterError> {
     std::fs::read(path).map_err(|error| ClusterError::File {
         path: path.display().to_string(),
@@ -92,6 +99,7 @@ impl ServerSecurity {
             }
             return Ok(None);
         };
+        choose_cryptography();
         let mut config =
             ServerTlsConfig::new().identity(Identity::from_pem(read(certificate)?, read(key)?));
         if let Some(ca) = &self.client_ca {
@@ -191,6 +199,7 @@ impl SchedulerClient {
             .keep_alive_while_idle(true)
             .tcp_nodelay(true);
         if tls {
+            choose_cryptography();
             let mut config = ClientTlsConfig::new();
             let Some(ca) = &security.ca else {
                 return Err(ClusterError::Setting(format!(

@@ -27,6 +27,9 @@ use tokio::sync::Semaphore;
 
 use crate::metrics::METRICS;
 
+/// Stands before what another attempt will not change.
+pub const FINAL: &str = "(final) ";
+
 /// How long a unit waits for a slot that the scheduler thought was free.
 const SLOT: Duration = Duration::from_secs(30);
 /// A unit runs, was given up, or has ended.
@@ -292,7 +295,8 @@ async fn run_unit(units: &Arc<Units>, text: &str, task: &str) -> Result<()> {
             tracing::info!(unit = %name, plan = %folder, %task, seconds, ran, "unit done");
             Ok(())
         }
-        Ok(Ok(Err(error))) => fail(error.to_string()),
+        Ok(Ok(Err(error))) if distributed::may_pass(&error) => fail(error.to_string()),
+        Ok(Ok(Err(error))) => fail(format!("{FINAL}{error}")),
         Ok(Err(_)) => fail(format!("unit `{name}` panicked")),
         Err(_) => {
             if state.swap(GIVEN_UP, Ordering::AcqRel) == RUNS {

@@ -264,12 +264,14 @@ impl Held {
     }
 }
 
+/// What keeps a temporary file alive, and its reader.
+type Spilled = (Option<Arc<dyn SpillFile>>, BufReader<File>);
+
 /// The chunks of a [`TokenStore`], once each.
 pub struct Chunks {
     memory: Vec<Chunk>,
     reservation: MemoryReservation,
-    /// The reader, and what keeps a temporary file alive.
-    spill: Option<(Option<Arc<dyn SpillFile>>, BufReader<File>)>,
+    spill: Option<Spilled>,
     left_on_disk: u64,
 }
 

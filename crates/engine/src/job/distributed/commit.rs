@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Instant;
 
-use pmill_store::{DataFile, JobName, Warehouse};
+use pmill_store::{DataFile, Job, JobName, Warehouse};
 
 use super::drive::terms_names;
 use super::folder::{PlanFolder, io};
@@ -45,23 +45,39 @@ pub fn commit(
     let opened = Warehouse::open(warehouse)?;
     let plans = PlanFolder::of_job(&opened, &job_name)?;
     let all = PlanFolder::all(&plans)?;
-    let Some(folder) = all.first() else {
-        let session = Session::new(1, memory_limit, None)?;
-        if let Some(base) = Base::open(&session, &opened, &job_name)? {
-            return Ok(committed(&job_name, &base, started));
+    let session = Session::new(1, memory_limit, None)?;
+    let base = session.wait(Job::open(&opened, &job_name))?;
+    let version = base.as_ref().map(|job| job.pairs.version());
+    // Plans of an earlier version of the job are out of date: they count when there is no other.
+    let mut live = Vec::new();
+    for folder in &all {
+        if PlanHeader::read(folder)?.is_some_and(|header| header.base == version) {
+            live.push(folder);
         }
-        return Err(EngineError::Setting(format!(
-            "there is nothing to commit: no shard of job `{name}` has begun in `{}`",
-            opened.display()
-        )));
-    };
-    if all.len() > 1 {
-        return Err(EngineError::Setting(format!(
-            "the shards of job `{name}` did not agree: {} plans lie in `{}`, as happens when the inputs or the flags changed in between; remove that folder and run the shards again",
-            all.len(),
-            plans.display()
-        )));
     }
+    let folder = match (&live[..], all.first()) {
+        ([folder], _) => folder,
+        ([], Some(folder)) => folder,
+        ([], None) => {
+            return match base {
+                Some(job) => {
+                    let base = Base::of(&session, &opened, job)?;
+                    Ok(committed(&job_name, &base, started))
+                }
+                None => Err(EngineError::Setting(format!(
+                    "there is nothing to commit: no shard of job `{name}` has begun in `{}`",
+                    opened.display()
+                ))),
+            };
+        }
+        (several, _) => {
+            return Err(EngineError::Setting(format!(
+                "the shards of job `{name}` did not agree: {} plans lie in `{}`, as happens when the inputs or the flags changed in between; remove that folder and run the shards again",
+                several.len(),
+                plans.display()
+            )));
+        }
+    };
     let header = PlanHeader::read(folder)?
         .ok_or_else(|| EngineError::NotNow("the plan has not been written yet".into()))?;
     let mut job = header.job(memory_limit, threads);
