@@ -91,11 +91,8 @@ fn words_at(plan: &LogicalPlan, place: usize) -> Option<Vec<Expr>> {
             let mut words = Vec::with_capacity(values.values.len());
             for row in &values.values {
                 match row.get(place)? {
-                    Expr::Literal(value, _) => match value.try_as_str()? {
-                        Some(word) => words.push(word.to_owned()),
-                        // NULL equals nothing.
-                        None => {}
-                    },
+                    // NULL equals nothing.
+                    Expr::Literal(value, _) => words.extend(value.try_as_str()?.map(str::to_owned)),
                     _ => return None,
                 }
             }
