@@ -335,6 +335,43 @@ def test_sentiment_beats_vader_on_tweets_about_airlines(data, tmp_path, part):
     assert ours >= (0.65 if part == "third" else 0.6)
 
 
+def tweets(data):
+    """VADER's tweets, positive or negative by the mean of 20 raters."""
+    table = pq.read_table(data / "sentiment" / "vader-tweets.parquet")
+    rows = [(text, float(mean)) for text, mean in zip(table["text"].to_pylist(), table["mean_sentiment"].to_pylist())]
+    return [(text, "positive" if mean > 0 else "negative") for text, mean in rows if mean != 0]
+
+
+def told_apart(truth, predicted):
+    """Accuracy, and the mean recall of the two classes, which a guess brings to 0.5 however many of each there are."""
+    of = lambda label: [p == t for t, p in zip(truth, predicted) if t == label]
+    right = of("positive") + of("negative")
+    return sum(right) / len(right), sum(sum(of(label)) / len(of(label)) for label in ("positive", "negative")) / 2
+
+
+@pytest.mark.parametrize("train, test", [("tweets", "airline"), ("airline", "tweets")])
+def test_sentiment_learned_on_one_set_tells_another_apart(data, tmp_path, train, test):
+    """Two classes, one real set against the other; VADER's sign on the same rows. VADER and the tweets have authors in
+    common, so only the airlines are neutral ground."""
+    vader = pytest.importorskip("vaderSentiment.vaderSentiment").SentimentIntensityAnalyzer()
+    sets = {"tweets": tweets(data), "airline": [row[:2] for row in airline(data) if row[1] != "neutral"]}
+    # In two files, which are read side by side.
+    half = len(sets[train]) // 2
+    (tmp_path / "train").mkdir()
+    labelled(tmp_path / "train" / "a.parquet", *zip(*sets[train][:half]))
+    labelled(tmp_path / "train" / "b.parquet", *zip(*sets[train][half:]))
+    labelled(tmp_path / "test.parquet", *zip(*sets[test]))
+    pipeline("sentiment", tmp_path, ["train"])
+    rows = pq.read_table(tmp_path / "sentiment-predictions.parquet").to_pylist()
+    ours = told_apart([row["label"] for row in rows], [row["predicted"] for row in rows])
+    signs = ["positive" if vader.polarity_scores(text)["compound"] > 0 else "negative" for text, _ in sets[test]]
+    theirs = told_apart([label for _, label in sets[test]], signs)
+    text = "accuracy {:.3f}, mean recall {:.3f}"
+    print(f"{train} → {test} ({len(rows)} rows): pmill {text.format(*ours)}; VADER {text.format(*theirs)}")
+    assert len(rows) == len(sets[test])
+    assert ours[1] > 0.55
+
+
 # Evaluate and correlate -------------------------------------------------------------------------
 
 
