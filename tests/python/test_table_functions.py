@@ -243,7 +243,7 @@ def test_the_reference_is_printed_and_is_complete():
     names = [entry["name"] for entry in whole]
     assert len(set(names)) == len(names)
     by_kind = Counter(entry["kind"] for entry in whole)
-    assert by_kind["measure"] >= 25 and by_kind["aggregate"] >= 20 and by_kind["table"] == 4
+    assert by_kind["measure"] >= 25 and by_kind["aggregate"] >= 20 and by_kind["table"] == 5
     for entry in whole:
         assert all(entry[key] for key in ("title", "signature", "formula", "limits")), entry["name"]
         assert entry["range"] or entry["kind"] == "table"
@@ -283,3 +283,28 @@ def test_score_writes_every_measure_as_the_sql_function_gives_it(corpora, wareho
     assert space in pmill.run("inspect", "--warehouse", warehouse, "--name", "j").out
     metadata = [action["metaData"] for version in pmill.log(job.folder("pmi")) for action in version if "metaData" in action]
     assert space in metadata[-1]["configuration"]["pmill.settings"]
+
+
+@pytest.mark.parametrize("job, itself, both", [("d0", False, False), ("w0", True, False), ("directed", True, True)])
+def test_absent_pairs_are_all_pairs_but_those_that_met(jobs, job, itself, both):
+    tokens = [row["token"] for row in pmill.sql(jobs, f"SELECT token FROM {job}.vocab ORDER BY id")]
+    names = f"SELECT l.token AS l, r.token AS r FROM {job}.pairs p JOIN {job}.vocab l ON l.id = left_id"
+    met = {(row["l"], row["r"]) for row in pmill.sql(jobs, f"{names} JOIN {job}.vocab r ON r.id = right_id")}
+    every = {
+        (a, b)
+        for at, a in enumerate(tokens)
+        for other, b in enumerate(tokens)
+        if other > at or (itself and other == at) or (both and other < at)
+    }
+    found = pmill.sql(jobs, f"SELECT * FROM absent_pairs('{job}')")
+    assert {(row["left"], row["right"]) for row in found} == every - met
+    assert len(found) == len(every - met) > 3 and len(met) > 3
+    # The marginals are those of the pairs that did meet.
+    sides = defaultdict(set)
+    for row in pmill.sql(jobs, f"SELECT neighbour, n_y, n FROM neighbours('{job}', 'dog', 100)"):
+        sides[row["neighbour"]].add((row["n_y"], row["n"]))
+    for row in found:
+        if row["right"] in sides:
+            assert (row["n_y"], row["n"]) in sides[row["right"]]
+    assert pmill.sql(jobs, f"SELECT count(*) AS n FROM absent_pairs('{job}')") == [{"n": len(found)}]
+    assert len(pmill.sql(jobs, f"SELECT \"right\" FROM absent_pairs('{job}') LIMIT 2")) == 2

@@ -212,7 +212,13 @@ fn write(
     Ok(())
 }
 
-/// The bins as dots, the line of least squares through them, r in the title.
+/// Half the length of a 95 % interval of a share: `1.96 √(p (1 − p) / n)`. For answers between 0 and 1 it is the most
+/// that it can be.
+fn half_interval(share: f64, examples: f64) -> f64 {
+    1.96 * (share * (1.0 - share) / examples).max(0.0).sqrt()
+}
+
+/// The bins as dots with the intervals of their accuracy, the line of least squares through them, r in the title.
 fn plot(found: &Correlation, settings: &CorrelateSettings) -> Result<String, String> {
     let points: Vec<(f64, f64)> = found
         .bins
@@ -237,15 +243,26 @@ fn draw(
         let margin = ((high - low) * 0.05).max(1e-6);
         low - margin..high + margin
     };
+    let bars: Vec<(f64, f64, f64)> = found
+        .bins
+        .iter()
+        .map(|bin| {
+            let half = half_interval(bin.accuracy, bin.examples as f64);
+            let (low, high) = (bin.accuracy - half, bin.accuracy + half);
+            (bin.pmi, low.max(0.0), high.min(1.0))
+        })
+        .collect();
     let (x, y) = (
         range(&mut points.iter().map(|point| point.0)),
-        range(&mut points.iter().map(|point| point.1)),
+        range(&mut bars.iter().flat_map(|bar| [bar.1, bar.2])),
     );
+    let (across, up) = (places(&x), places(&y));
     let area = SVGBackend::with_string(svg, (720, 480)).into_drawing_area();
     area.fill(&WHITE)?;
     let title = format!(
-        "r = {} [{}, {}] over {} bins, {} examples",
+        "r = {}, {} % interval {} to {}: {} bins of {} examples",
         number(found.binned.estimate),
+        settings.confidence * 100.0,
         number(found.binned.lower),
         number(found.binned.upper),
         points.len(),
@@ -261,8 +278,11 @@ fn draw(
         .configure_mesh()
         .light_line_style(WHITE)
         .x_desc(format!("mean {} of an example's pairs", settings.measure))
-        .y_desc("accuracy")
+        .y_desc("accuracy, with 95 % of each bin")
+        .x_label_formatter(&|value| format!("{value:.0$}", across))
+        .y_label_formatter(&|value| format!("{value:.0$}", up))
         .label_style(("sans-serif", 14))
+        .axis_desc_style(("sans-serif", 15))
         .draw()?;
     if let Some((slope, offset)) = line(points) {
         chart.draw_series(LineSeries::new(
@@ -270,6 +290,12 @@ fn draw(
             RGBColor(160, 160, 160).stroke_width(2),
         ))?;
     }
+    chart.draw_series(bars.iter().map(|(x, low, high)| {
+        PathElement::new(
+            vec![(*x, *low), (*x, *high)],
+            RGBColor(160, 190, 230).stroke_width(2),
+        )
+    }))?;
     chart.draw_series(
         points
             .iter()
@@ -277,6 +303,14 @@ fn draw(
     )?;
     area.present()?;
     Ok(())
+}
+
+/// Places after the point that tell the marks of an axis apart: eight of them, more or less.
+fn places(axis: &std::ops::Range<f64>) -> usize {
+    (8.0 / (axis.end - axis.start))
+        .log10()
+        .ceil()
+        .clamp(0.0, 9.0) as usize
 }
 
 /// Slope and offset of the line of least squares; `None` when all x are the same.
@@ -292,6 +326,19 @@ fn line(points: &[(f64, f64)]) -> Option<(f64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_interval_of_a_share_is_the_textbooks() {
+        assert!((half_interval(0.5, 100.0) - 0.098).abs() < 1e-12);
+        assert_eq!(half_interval(1.0, 10.0), 0.0);
+    }
+
+    #[test]
+    fn marks_of_an_axis_are_told_apart() {
+        assert_eq!(places(&(0.0..4.3)), 1);
+        assert_eq!(places(&(0.45..0.59)), 2);
+        assert_eq!(places(&(0.0..100.0)), 0);
+    }
 
     #[test]
     fn the_line_goes_through_points_that_lie_on_one() {

@@ -1,10 +1,11 @@
-//! Parameters of a pipeline file, laid into its SQL: `{name}` becomes the value as an SQL literal.
+//! Parameters of a pipeline file, laid into its SQL: `{name}` becomes the value as an SQL literal, `{"name"}` as the
+//! name of a column or a schema.
 
 use pmill_engine::error::nearest_name;
-use pmill_engine::sql::literal as literal_text;
+use pmill_engine::sql::{literal as literal_text, name as identifier};
 
-/// Replaces every `{name}` in `sql` by its value, quoted as SQL wants it. A doubled brace (`{{`, `}}`)
-/// is one brace.
+/// Replaces every `{name}` and `{"name"}` in `sql` by its value, quoted as SQL wants it. A doubled brace
+/// (`{{`, `}}`) is one brace.
 pub fn fill(sql: &str, parameters: &toml::Table) -> Result<String, String> {
     let mut filled = String::with_capacity(sql.len());
     let mut rest = sql;
@@ -25,13 +26,26 @@ pub fn fill(sql: &str, parameters: &toml::Table) -> Result<String, String> {
                 ));
             }
         };
+        let as_name = name
+            .strip_prefix('"')
+            .and_then(|name| name.strip_suffix('"'));
+        let name = as_name.unwrap_or(name);
         let value = parameters.get(name).ok_or_else(|| {
             let nearest = nearest_name(name, parameters.keys().map(String::as_str))
                 .map(|name| format!(" (did you mean `{name}`?)"))
                 .unwrap_or_default();
             format!("`{{{name}}}` in SQL is not in [parameters]{nearest}; set it by --set parameters.{name}=…")
         })?;
-        filled.push_str(&literal(name, value)?);
+        match (as_name, value) {
+            (None, value) => filled.push_str(&literal(name, value)?),
+            (Some(_), toml::Value::String(text)) => filled.push_str(&identifier(text)),
+            (Some(_), other) => {
+                return Err(format!(
+                    "parameter `{name}` is {}; `{{\"{name}\"}}` takes the text of a name",
+                    other.type_str()
+                ));
+            }
+        }
         rest = after;
     }
     filled.push_str(rest);
@@ -55,13 +69,31 @@ fn literal(name: &str, value: &toml::Value) -> Result<String, String> {
                 .collect::<Result<Vec<_>, _>>()?;
             format!("make_array({})", items.join(", "))
         }
+        toml::Value::Table(table) if table.len() == 1 && table.contains_key("lines") => {
+            literal(name, &lines(name, &table["lines"])?)?
+        }
         other => {
             return Err(format!(
-                "parameter `{name}` is {}; text, a number, true, false or a list of these can be laid into SQL",
+                "parameter `{name}` is {}; text, a number, true, false, a list of these or {{ lines = \"FILE\" }} can be laid into SQL",
                 other.type_str()
             ));
         }
     })
+}
+
+/// The lines of a file as a list, empty ones left out.
+fn lines(name: &str, path: &toml::Value) -> Result<toml::Value, String> {
+    let path = path.as_str().ok_or_else(|| {
+        format!(
+            "parameter `{name}`: `lines` is {}, expected a file",
+            path.type_str()
+        )
+    })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("parameter `{name}`: cannot read `{path}`: {error}"))?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let list = lines.map(|line| toml::Value::String(line.to_owned()));
+    Ok(toml::Value::Array(list.collect()))
 }
 
 #[cfg(test)]
@@ -78,6 +110,15 @@ mod tests {
     #[test]
     fn values_become_literals() {
         assert_eq!(filled("LIMIT {n}").unwrap(), "LIMIT 2");
+        assert_eq!(
+            filled(r#"FROM {"text"}.pmi"#).unwrap(),
+            r#"FROM "it's".pmi"#
+        );
+        assert!(
+            filled(r#"FROM {"n"}"#)
+                .unwrap_err()
+                .contains("`n` is integer")
+        );
         assert_eq!(filled("{x} {y} {yes}").unwrap(), "0.5 1e300 true");
         assert_eq!(filled("= {text}").unwrap(), "= 'it''s'");
         assert_eq!(filled("IN {list}").unwrap(), "IN make_array('a', 'b''c')");

@@ -43,6 +43,18 @@ pub struct Pipeline {
     pub limits: Limits,
     /// What is done to the job's tables at the end.
     pub maintenance: Maintenance,
+    /// All of it several times, each time with what the time before wrote.
+    pub repeat: Option<Repeat>,
+}
+
+/// How a pipeline is done several times. The jobs are NAME_1, NAME_2, …
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Repeat {
+    /// How often.
+    pub passes: std::num::NonZeroU32,
+    /// The setting (`features.phrases`) that gets the first export's path from the second time on.
+    pub feed: String,
 }
 
 /// What is done to the job's tables at the end.
@@ -133,8 +145,10 @@ impl Pipeline {
         parse(text, settings)
     }
 
-    /// Lays the parameters into the SQL.
+    /// Lays the parameters into the SQL; `job` is the job's name.
     pub fn fill(&mut self) -> Result<(), Failure> {
+        let job = toml::Value::String(self.name.clone());
+        self.parameters.entry("job").or_insert(job);
         let views = self.view.iter_mut().map(|view| &mut view.sql);
         for sql in views.chain(self.export.iter_mut().map(|export| &mut export.sql)) {
             *sql = parameters::fill(sql, &self.parameters).map_err(Failure::user)?;

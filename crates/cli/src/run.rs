@@ -53,15 +53,57 @@ impl RunArgs {
             }
             return pipeline.run(global, self.dry_run);
         }
-        let mut pipeline = Pipeline::read(&self.pipeline, &self.set)?;
+        let pipeline = self.read(&self.set)?;
+        let Some(repeat) = &pipeline.repeat else {
+            return self.once(pipeline, global);
+        };
+        let Some(list) = pipeline.export.first().map(|export| &export.output) else {
+            return Err(Failure::user(format!(
+                "`{}`: [repeat] feeds the first [[export]], and there is none",
+                self.pipeline.display()
+            )));
+        };
+        let list = toml::Value::String(list.display().to_string());
+        let (mut passes, mut text) = (Vec::new(), String::new());
+        for pass in 1..=repeat.passes.get() {
+            let mut set = self.set.clone();
+            set.push(format!("name={}_{pass}", pipeline.name));
+            if pass > 1 {
+                set.push(format!("{}={list}", repeat.feed));
+            }
+            match self.once(self.read(&set)?, global)? {
+                Output::Summary { json, text: more } => {
+                    passes.push(json);
+                    text.push_str(&more);
+                }
+                other => return Ok(other),
+            }
+            if self.dry_run {
+                text.push_str("  and so on, with what was written\n");
+                break;
+            }
+        }
+        let json = serde_json::json!({ "passes": passes });
+        Ok(Output::Summary { json, text })
+    }
+
+    fn read(&self, set: &[String]) -> Result<Pipeline, Failure> {
+        let mut pipeline = Pipeline::read(&self.pipeline, set)?;
         if let Some(warehouse) = &self.warehouse {
             pipeline.warehouse.clone_from(warehouse);
         }
+        Ok(pipeline)
+    }
+
+    fn once(&self, mut pipeline: Pipeline, global: &Global) -> Outcome {
         for (key, empty) in [
             ("name", pipeline.name.is_empty()),
             ("warehouse", pipeline.warehouse.is_empty()),
-            ("input.paths", pipeline.input.paths.is_empty()),
             // Without a text column nothing is counted: the queries are all there is to do.
+            (
+                "input.paths",
+                pipeline.input.paths.is_empty() && !pipeline.input.text.is_empty(),
+            ),
             (
                 "input.text",
                 pipeline.input.text.is_empty() && pipeline.export.is_empty(),
@@ -146,7 +188,9 @@ impl RunArgs {
 /// Writes what the queries give, in order.
 fn export(pipeline: &Pipeline, global: &Global) -> Result<Vec<String>, Failure> {
     let session = SqlSession::open(&pipeline.warehouse, global.threads(), global.memory_limit())?;
-    session.add_input(&pipeline.input.paths)?;
+    if !pipeline.input.paths.is_empty() {
+        session.add_input(&pipeline.input.paths)?;
+    }
     session.add_features(&pipeline.features)?;
     for view in &pipeline.view {
         session.add_view(&view.name, &view.sql)?;

@@ -4,6 +4,9 @@ use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 
+use arrow::array::AsArray;
+use arrow::compute::cast;
+use arrow::datatypes::DataType;
 use arrow::record_batch::RecordBatch;
 use arrow::util::pretty::pretty_format_batches;
 use clap::{Args, ValueEnum};
@@ -56,6 +59,8 @@ pub enum Format {
     Json,
     /// Parquet, zstd
     Parquet,
+    /// One column of text, a line a row, as lists of words are read
+    Lines,
 }
 
 impl SqlArgs {
@@ -150,6 +155,7 @@ enum Rows {
     Csv(arrow::csv::Writer<Sink>),
     Json(arrow::json::ArrayWriter<Sink>),
     Parquet(ArrowWriter<Sink>),
+    Lines(Sink),
 }
 
 impl Rows {
@@ -187,6 +193,14 @@ impl Rows {
                         .map_err(not_written)?,
                 )
             }
+            Format::Lines => match schema.fields().len() {
+                1 => Self::Lines(out),
+                columns => {
+                    return Err(Failure::user(format!(
+                        "the format lines is for one column, and the query has {columns}"
+                    )));
+                }
+            },
         })
     }
 
@@ -196,6 +210,7 @@ impl Rows {
             Self::Csv(writer) => writer.write(batch).map_err(failed)?,
             Self::Json(writer) => writer.write(batch).map_err(failed)?,
             Self::Parquet(writer) => writer.write(batch).map_err(not_written)?,
+            Self::Lines(out) => write_lines(out, batch)?,
         }
         Ok(())
     }
@@ -216,9 +231,24 @@ impl Rows {
             Self::Parquet(writer) => {
                 writer.into_inner().map_err(not_written)?.flush()?;
             }
+            Self::Lines(mut out) => out.flush()?,
         }
         Ok(())
     }
+}
+
+/// A NULL is no line. A text of two lines would read as two.
+fn write_lines(out: &mut Sink, batch: &RecordBatch) -> Result<(), Failure> {
+    let column = cast(batch.column(0), &DataType::Utf8).map_err(failed)?;
+    for text in column.as_string::<i32>().iter().flatten() {
+        if text.contains(['\n', '\r']) {
+            return Err(Failure::user(format!(
+                "the text {text:?} has a line end, which the format lines cannot hold"
+            )));
+        }
+        writeln!(out, "{text}")?;
+    }
+    Ok(())
 }
 
 /// An Arrow error while writing; a closed pipe inside it is a closed pipe.

@@ -13,6 +13,7 @@ use pmill_store::{Job, JobName, StoreError, Warehouse};
 use tokio::sync::OnceCell;
 
 use crate::error::EngineError;
+use crate::table_functions::Jobs;
 use crate::time_travel;
 
 /// Makes the jobs of a warehouse the schemas of the session's default catalog, and adds the table functions.
@@ -52,11 +53,13 @@ pub async fn register_at(
         .default_catalog
         .clone();
     let catalog = Arc::new(WarehouseCatalog {
+        warehouse: warehouse.clone(),
         jobs,
         older: Mutex::new(HashMap::new()),
         public: Arc::new(MemorySchemaProvider::new()),
     });
-    crate::table_functions::register(context, &catalog).map_err(crate::session::query)?;
+    let jobs: Arc<dyn Jobs> = catalog.clone();
+    crate::table_functions::register(context, &jobs, true).map_err(crate::session::query)?;
     context.register_catalog(name, catalog);
     Ok(())
 }
@@ -64,27 +67,28 @@ pub async fn register_at(
 /// The jobs of one warehouse.
 #[derive(Debug)]
 pub struct WarehouseCatalog {
+    warehouse: Warehouse,
     jobs: Vec<(JobName, Arc<JobSchema>)>,
     /// Versions that queries have named, by their schema (`captions@3`).
     older: Mutex<HashMap<String, Arc<JobSchema>>>,
     public: Arc<MemorySchemaProvider>,
 }
 
-impl WarehouseCatalog {
-    /// A job, at the version that its tables have in this catalog; `None` when there is no such job.
-    ///
-    /// # Errors
-    /// When it cannot be opened.
-    pub(crate) async fn job(&self, name: &str) -> Result<Option<&Job>> {
+#[async_trait]
+impl Jobs for WarehouseCatalog {
+    async fn job(&self, name: &str) -> Result<Option<Job>> {
         match self.jobs.iter().find(|(job, _)| job.as_str() == name) {
-            Some((_, schema)) => schema.job().await.map(Some),
+            Some((_, schema)) => schema.job().await.map(|job| Some(job.clone())),
             None => Ok(None),
         }
     }
 
-    /// The names of the jobs.
-    pub(crate) fn job_names(&self) -> impl Iterator<Item = &str> {
-        self.jobs.iter().map(|(name, _)| name.as_str())
+    fn job_names(&self) -> Vec<String> {
+        self.jobs.iter().map(|(name, _)| name.to_string()).collect()
+    }
+
+    fn warehouse(&self) -> &Warehouse {
+        &self.warehouse
     }
 }
 

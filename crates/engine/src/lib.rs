@@ -29,6 +29,7 @@ pub mod inspect;
 pub mod job;
 pub mod memory;
 pub mod merge_tables;
+mod ngrams_function;
 pub mod outside;
 pub mod pairs_table;
 pub mod progress;

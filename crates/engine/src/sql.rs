@@ -14,6 +14,7 @@ use crate::features_function;
 use crate::input;
 use crate::job::parse;
 use crate::memory::ByteSize;
+use crate::ngrams_function;
 use crate::session::{Session, query};
 use crate::settings::RecordedSettings;
 use crate::time_travel;
@@ -111,7 +112,7 @@ impl SqlSession {
         })
     }
 
-    /// Adds the SQL function `features(text)` of a feature spec.
+    /// Adds the SQL functions `features(text)` of a feature spec, and `ngrams(list, n)`.
     ///
     /// # Errors
     /// When a file that the spec names cannot be read.
@@ -120,6 +121,9 @@ impl SqlSession {
         self.session
             .context()
             .register_udf(features_function::features(extractor));
+        self.session
+            .context()
+            .register_udf(ngrams_function::ngrams());
         Ok(())
     }
 

@@ -20,6 +20,7 @@ pub mod library;
 pub mod limits;
 pub mod listen;
 pub mod metrics;
+pub mod pairs;
 pub mod postgres;
 pub mod runs;
 pub mod server;

@@ -18,6 +18,7 @@ use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
+use pmill_engine::table_functions::{self, Jobs};
 use pmill_store::{Job, JobName, TableState, Warehouse};
 use tokio::sync::OnceCell;
 
@@ -124,7 +125,9 @@ impl Library {
             return Ok(snapshot);
         }
         let before = self.newest().clone().map(|(snapshot, _)| snapshot);
-        let snapshot = Arc::new(Snapshot::new(self, marks, before.as_deref()));
+        let snapshot = Snapshot::new(self, marks, before.as_deref())
+            .map_err(|error| ServeError::Bug(error.strip_backtrace()))?;
+        let snapshot = Arc::new(snapshot);
         *self.newest() = Some((snapshot.clone(), Instant::now()));
         Ok(snapshot)
     }
@@ -225,7 +228,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    fn new(library: &Arc<Library>, marks: Marks, before: Option<&Self>) -> Self {
+    fn new(library: &Arc<Library>, marks: Marks, before: Option<&Self>) -> Result<Self> {
         let schemas: BTreeMap<JobName, Arc<JobSchema>> = marks
             .iter()
             .map(|(name, mark)| {
@@ -246,6 +249,7 @@ impl Snapshot {
                 (name.clone(), schema)
             })
             .collect();
+        let jobs: Arc<dyn Jobs> = Arc::new(Known(schemas.clone(), library.warehouse.clone()));
         let context = |template: &SessionContext, pg: Option<Arc<dyn SchemaProvider>>| {
             let catalogs = MemoryCatalogProviderList::new();
             catalogs.register_catalog(
@@ -260,20 +264,21 @@ impl Snapshot {
                 .with_catalog_list(Arc::new(catalogs))
                 .build();
             let context = SessionContext::new_with_state(state);
-            match library.files {
+            table_functions::register(&context, &jobs, library.files)?;
+            Ok::<_, DataFusionError>(match library.files {
                 true => context.enable_url_table(),
                 false => context,
-            }
+            })
         };
-        let plain = context(&library.plain, None);
-        let postgres = context(&library.postgres, Some(library.pg.schema(plain.clone())));
-        Self {
+        let plain = context(&library.plain, None)?;
+        let postgres = context(&library.postgres, Some(library.pg.schema(plain.clone())))?;
+        Ok(Self {
             marks,
             schemas,
             plain,
             postgres,
             plans: Mutex::default(),
-        }
+        })
     }
 
     /// A context that sees this snapshot.
@@ -310,6 +315,28 @@ impl Snapshot {
             plans.clear();
         }
         plans.insert((dialect, sql.to_owned()), plan);
+    }
+}
+
+/// The jobs as table functions ask for them.
+#[derive(Debug)]
+struct Known(BTreeMap<JobName, Arc<JobSchema>>, Warehouse);
+
+#[async_trait]
+impl Jobs for Known {
+    async fn job(&self, name: &str) -> Result<Option<Job>> {
+        match JobName::new(name).ok().and_then(|name| self.0.get(&name)) {
+            Some(schema) => schema.job().await.map(|job| Some(job.clone())),
+            None => Ok(None),
+        }
+    }
+
+    fn job_names(&self) -> Vec<String> {
+        self.0.keys().map(ToString::to_string).collect()
+    }
+
+    fn warehouse(&self) -> &Warehouse {
+        &self.1
     }
 }
 

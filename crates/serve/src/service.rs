@@ -36,6 +36,7 @@ use crate::guard;
 use crate::library::{Dialect, Library, Snapshot};
 use crate::limits::QueryPool;
 use crate::metrics::Metrics;
+use crate::pairs;
 use crate::postgres::catalog::PgParts;
 use crate::settings::Limits;
 
@@ -508,7 +509,15 @@ impl Task {
         // What was promised when the statement was planned: the stream may know more of its columns
         // (that they hold no nulls), and clients compare the two.
         let promised: SchemaRef = Arc::new(plan.schema().as_arrow().clone());
-        let physical = state.create_physical_plan(&plan).await.map_err(failed)?;
+        let plan = state
+            .optimize(&plan)
+            .and_then(pairs::narrow)
+            .map_err(failed)?;
+        let physical = state
+            .query_planner()
+            .create_physical_plan(&plan, &state)
+            .await
+            .map_err(failed)?;
         let physical = yielding(physical).map_err(failed)?;
         let pool = QueryPool::new(self.service.pool.clone(), limits.query_memory);
         let environment = RuntimeEnvBuilder::from_runtime_env(state.runtime_env())

@@ -90,6 +90,18 @@ impl FileTable {
         Ok(Some(terms))
     }
 
+    /// The column that has the index.
+    #[must_use]
+    pub fn column(&self) -> &str {
+        self.column
+    }
+
+    /// Whether a filter is a list that the index answers faster than a look at each row does.
+    fn is_long_list(&self, filter: &Expr) -> bool {
+        matches!(filter, Expr::InList(list) if list.list.len() > LONG_LIST
+            && matches!(list.expr.as_ref(), Expr::Column(c) if c.name == self.column))
+    }
+
     fn readers(&self, environment: &RuntimeEnv) -> CachedParquetFileReaderFactory {
         let cache = environment.cache_manager.get_file_metadata_cache();
         CachedParquetFileReaderFactory::new(self.store.clone(), cache)
@@ -162,6 +174,8 @@ fn plain(file: &TableFile) -> PartitionedFile {
     PartitionedFile::new(file.path.to_string(), file.size)
 }
 
+/// Longer lists of words are left to the index.
+const LONG_LIST: usize = 32;
 /// Fewer rows than this are read by one thread.
 const SMALL_ROWS: u64 = 200_000;
 
@@ -270,7 +284,12 @@ impl TableProvider for FileTable {
             .with_table_parquet_options(state.default_table_options().parquet)
             .with_parquet_file_reader_factory(Arc::new(readers))
             .with_pushdown_filters(true);
-        if let Some(filter) = conjunction(filters.iter().cloned()) {
+        // What is left out here is looked at again above the scan: filters are inexact.
+        let looked_at = filters
+            .iter()
+            .filter(|filter| whole || !self.is_long_list(filter))
+            .cloned();
+        if let Some(filter) = conjunction(looked_at) {
             let schema = DFSchema::try_from(self.schema.as_ref().clone())?;
             source = source.with_predicate(state.create_physical_expr(filter, &schema)?);
         }

@@ -22,12 +22,14 @@ use crate::health::{Client, Shown};
 use crate::library::Dialect;
 use crate::service::Asker;
 
-use html::{Neighbour, Page};
+use html::{Known, Neighbour, Order, Page};
 
 /// Neighbours that a page shows.
 const SHOWN: usize = 50;
 /// Sources that a page lists.
 const SOURCES: usize = 50;
+/// Words that are named when one is unknown.
+const NEAR: usize = 8;
 
 /// The pages.
 pub fn pages() -> Router<Shown> {
@@ -72,7 +74,9 @@ async fn page(
         least: given
             .get("least")
             .and_then(|text| text.parse().ok())
+            .filter(|least: &f64| least.is_finite() && *least >= 0.0)
             .unwrap_or(0.0),
+        order: Order::parse(given.get("order").map_or("", String::as_str)),
         ..Page::default()
     };
     let status = match fill(&shown, &asker, &mut page).await {
@@ -91,7 +95,7 @@ async fn page(
         (header::CACHE_CONTROL, "no-store"),
         (
             header::CONTENT_SECURITY_POLICY,
-            "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'",
+            "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; frame-ancestors 'none'",
         ),
     ];
     (status, headers, html::render(&page)).into_response()
@@ -123,19 +127,7 @@ async fn fill(shown: &Shown, asker: &Asker, page: &mut Page) -> Result<(), Serve
         Some((settings, _)) => pretty(&settings),
         None => String::new(),
     };
-    let sources = format!(
-        "SELECT uri, status, CAST(rows AS DOUBLE) FROM {}.sources ORDER BY uri LIMIT {SOURCES}",
-        page.job
-    );
-    if let Some(rows) = ask(shown, asker, &sources, None).await? {
-        let (uris, statuses, counts) = (text(&rows, 0)?, text(&rows, 1)?, number(&rows, 2)?);
-        page.sources = uris
-            .into_iter()
-            .zip(statuses)
-            .zip(counts)
-            .map(|((uri, status), rows)| (uri, status, rows))
-            .collect();
-    }
+    sources(shown, asker, page).await?;
     if page.word.is_empty() {
         return Ok(());
     }
@@ -145,6 +137,74 @@ async fn fill(shown: &Shown, asker: &Asker, page: &mut Page) -> Result<(), Serve
             page.job, page.job
         )));
     }
+    word(shown, asker, page).await?;
+    if page.known.is_empty() {
+        return near(shown, asker, page).await;
+    }
+    neighbours(shown, asker, page).await
+}
+
+async fn sources(shown: &Shown, asker: &Asker, page: &mut Page) -> Result<(), ServeError> {
+    let query = format!(
+        "SELECT uri, status, CAST(rows AS DOUBLE), CAST(count(*) OVER () AS DOUBLE) FROM {}.sources \
+         ORDER BY uri LIMIT {SOURCES}",
+        page.job
+    );
+    let Some(rows) = ask(shown, asker, &query, None).await? else {
+        return Ok(());
+    };
+    let (uris, statuses, counts) = (text(&rows, 0)?, text(&rows, 1)?, number(&rows, 2)?);
+    page.all_sources = number(&rows, 3)?.first().copied().unwrap_or(0.0);
+    page.sources = uris
+        .into_iter()
+        .zip(statuses)
+        .zip(counts)
+        .map(|((uri, status), rows)| (uri, status, rows))
+        .collect();
+    Ok(())
+}
+
+/// What the vocabulary says of the word. A job with two sides may know it twice.
+async fn word(shown: &Shown, asker: &Asker, page: &mut Page) -> Result<(), ServeError> {
+    let query = format!(
+        "SELECT CAST(count AS DOUBLE), CAST(documents AS DOUBLE) FROM {}.vocab WHERE token = $1",
+        page.job
+    );
+    let values = vec![ScalarValue::Utf8(Some(page.word.clone()))];
+    let Some(rows) = ask(shown, asker, &query, Some(values)).await? else {
+        return Ok(());
+    };
+    page.known = number(&rows, 0)?
+        .into_iter()
+        .zip(number(&rows, 1)?)
+        .map(|(count, documents)| Known { count, documents })
+        .collect();
+    Ok(())
+}
+
+/// Words of the vocabulary that begin as an unknown one does.
+async fn near(shown: &Shown, asker: &Asker, page: &mut Page) -> Result<(), ServeError> {
+    let lower = page.word.to_lowercase();
+    let letters = lower.chars().count();
+    // Half of the word, but two letters at least: `dgo` finds nothing better than words with `dg`.
+    let start: String = lower.chars().take(letters.div_ceil(2).max(2)).collect();
+    let query = format!(
+        "SELECT token, max(CAST(count AS DOUBLE)) AS n FROM {}.vocab \
+         WHERE starts_with(token, $1) GROUP BY token \
+         ORDER BY levenshtein(token, $2), n DESC, token LIMIT {NEAR}",
+        page.job
+    );
+    let values = vec![
+        ScalarValue::Utf8(Some(start)),
+        ScalarValue::Utf8(Some(lower)),
+    ];
+    if let Some(rows) = ask(shown, asker, &query, Some(values)).await? {
+        page.near = text(&rows, 0)?;
+    }
+    Ok(())
+}
+
+async fn neighbours(shown: &Shown, asker: &Asker, page: &mut Page) -> Result<(), ServeError> {
     // A symmetric job stores a pair once, so a word's neighbours stand on both sides.
     let query = format!(
         "SELECT other, n_xy, npmi(n_xy, n_x, n_y, n) AS npmi, pmi(n_xy, n_x, n_y, n) AS pmi, \
@@ -153,8 +213,9 @@ async fn fill(shown: &Shown, asker: &Asker, page: &mut Page) -> Result<(), Serve
          UNION ALL \
          SELECT \"left\" AS other, n_xy, n_x, n_y, n FROM {job}.pmi \
          WHERE \"right\" = $1 AND \"left\" <> $1) WHERE n_xy >= $2 \
-         ORDER BY npmi DESC NULLS LAST, n_xy DESC, other LIMIT {SHOWN}",
-        job = page.job
+         ORDER BY {order} DESC NULLS LAST, n_xy DESC, other LIMIT {SHOWN}",
+        job = page.job,
+        order = page.order.column()
     );
     let values = vec![
         ScalarValue::Utf8(Some(page.word.clone())),

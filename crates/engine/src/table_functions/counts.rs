@@ -5,8 +5,8 @@ use datafusion::error::Result;
 use pmill_count::Side;
 use pmill_store::Job;
 
+use super::Jobs;
 use super::planned::{external, job};
-use crate::catalog::WarehouseCatalog;
 use crate::job::{Facts, parse};
 use crate::settings::{ContextKind, RecordedSettings};
 use crate::sql;
@@ -19,18 +19,14 @@ pub(super) struct JobCounts {
     unit: u64,
     /// A pair of two features stands for both orders.
     pub(super) symmetric: bool,
-    windows: bool,
+    pub(super) windows: bool,
     /// All contexts, in natural units.
     pub(super) n: f64,
 }
 
 impl JobCounts {
-    pub(super) async fn open(
-        catalog: &WarehouseCatalog,
-        function: &str,
-        name: &str,
-    ) -> Result<Self> {
-        let job = job(catalog, function, name).await?;
+    pub(super) async fn open(jobs: &dyn Jobs, function: &str, name: &str) -> Result<Self> {
+        let job = job(jobs, function, name).await?;
         let settings: RecordedSettings =
             parse(&job.settings().map_err(external)?).map_err(external)?;
         let facts: Facts = parse(&job.facts().map_err(external)?).map_err(external)?;

@@ -13,10 +13,10 @@ use datafusion::error::Result;
 use datafusion::prelude::SessionContext;
 use pmill_stats::catalogue::{DRIFT, TableFunctionDoc};
 
+use super::Jobs;
 use super::arguments::Arguments;
 use super::counts::JobCounts;
 use super::planned::{PlannedTable, Query};
-use crate::catalog::WarehouseCatalog;
 
 pub(super) static DOC: &TableFunctionDoc = &DRIFT;
 
@@ -40,11 +40,11 @@ const NUMBERS: [&str; 15] = [
 ];
 
 #[derive(Debug)]
-pub(super) struct Drift(pub(super) Arc<WarehouseCatalog>);
+pub(super) struct Drift(pub(super) Arc<dyn Jobs>);
 
 #[derive(Debug)]
 struct Asked {
-    catalog: Arc<WarehouseCatalog>,
+    jobs: Arc<dyn Jobs>,
     a: String,
     b: String,
     min_pair_count: f64,
@@ -54,7 +54,7 @@ impl TableFunctionImpl for Drift {
     fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
         let arguments = Arguments::new(DOC, args.exprs())?;
         let asked = Asked {
-            catalog: self.0.clone(),
+            jobs: self.0.clone(),
             a: arguments.required_text("a")?,
             b: arguments.required_text("b")?,
             min_pair_count: arguments.number("min_pair_count")?.unwrap_or(0.0),
@@ -69,8 +69,8 @@ impl TableFunctionImpl for Drift {
 #[async_trait]
 impl Query for Asked {
     async fn sql(&self, _context: &SessionContext) -> Result<String> {
-        let a = JobCounts::open(&self.catalog, DOC.name, &self.a).await?;
-        let b = JobCounts::open(&self.catalog, DOC.name, &self.b).await?;
+        let a = JobCounts::open(self.jobs.as_ref(), DOC.name, &self.a).await?;
+        let b = JobCounts::open(self.jobs.as_ref(), DOC.name, &self.b).await?;
         let differences = a.settings.differences(&b.settings);
         if !differences.is_empty() {
             return plan_err!(

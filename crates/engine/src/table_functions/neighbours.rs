@@ -15,10 +15,10 @@ use datafusion::prelude::SessionContext;
 use pmill_stats::catalogue::{NEIGHBOURS, TableFunctionDoc};
 use pmill_stats::{Base, measure};
 
+use super::Jobs;
 use super::arguments::Arguments;
 use super::counts::JobCounts;
 use super::planned::{PlannedTable, Query, external};
-use crate::catalog::WarehouseCatalog;
 use crate::error::nearest_name;
 use crate::score::column;
 use crate::sql;
@@ -26,11 +26,11 @@ use crate::sql;
 pub(super) static DOC: &TableFunctionDoc = &NEIGHBOURS;
 
 #[derive(Debug)]
-pub(super) struct Neighbours(pub(super) Arc<WarehouseCatalog>);
+pub(super) struct Neighbours(pub(super) Arc<dyn Jobs>);
 
 #[derive(Debug)]
 struct Asked {
-    catalog: Arc<WarehouseCatalog>,
+    jobs: Arc<dyn Jobs>,
     job: String,
     word: String,
     k: u64,
@@ -42,7 +42,7 @@ impl TableFunctionImpl for Neighbours {
     fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
         let arguments = Arguments::new(DOC, args.exprs())?;
         let asked = Asked {
-            catalog: self.0.clone(),
+            jobs: self.0.clone(),
             job: arguments.required_text("job")?,
             word: arguments.required_text("word")?,
             k: arguments.whole("k")?.unwrap_or(10),
@@ -142,7 +142,7 @@ async fn id_of(context: &SessionContext, job: &str, word: &str) -> Result<i32> {
 #[async_trait]
 impl Query for Asked {
     async fn sql(&self, context: &SessionContext) -> Result<String> {
-        let counts = JobCounts::open(&self.catalog, DOC.name, &self.job).await?;
+        let counts = JobCounts::open(self.jobs.as_ref(), DOC.name, &self.job).await?;
         let id = id_of(context, &self.job, &self.word).await?;
         let fresh = match counts.job.pmi_settings().map_err(external)? {
             Some((_, version)) => version == counts.job.pairs.version(),

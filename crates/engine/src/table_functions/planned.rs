@@ -16,7 +16,7 @@ use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion::prelude::SessionContext;
 use pmill_store::Job;
 
-use crate::catalog::WarehouseCatalog;
+use super::Jobs;
 use crate::error::nearest_name;
 
 /// Writes the query of a table; the columns must be those of the table, by name and in order.
@@ -122,18 +122,18 @@ impl PartitionStream for Part {
 }
 
 /// A job of the warehouse, at the version that its tables have in this session.
-pub(super) async fn job(catalog: &WarehouseCatalog, function: &str, name: &str) -> Result<Job> {
-    if let Some(job) = catalog.job(name).await? {
-        return Ok(job.clone());
+pub(super) async fn job(jobs: &dyn Jobs, function: &str, name: &str) -> Result<Job> {
+    if let Some(job) = jobs.job(name).await? {
+        return Ok(job);
     }
-    let nearest = nearest_name(name, catalog.job_names())
+    let names = jobs.job_names();
+    let nearest = nearest_name(name, names.iter().map(String::as_str))
         .map(|name| format!(" (did you mean `{name}`?)"))
         .unwrap_or_default();
-    let jobs: Vec<&str> = catalog.job_names().collect();
-    let known = if jobs.is_empty() {
+    let known = if names.is_empty() {
         "none".to_owned()
     } else {
-        jobs.join(", ")
+        names.join(", ")
     };
     plan_err!("{function}: no job `{name}`{nearest}; the warehouse has: {known}")
 }

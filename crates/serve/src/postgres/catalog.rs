@@ -5,11 +5,12 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 
 use async_trait::async_trait;
 use datafusion::arrow::array::Int32Array;
-use datafusion::arrow::datatypes::{DataType, SchemaRef};
-use datafusion::catalog::{MemorySchemaProvider, SchemaProvider};
+use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::catalog::{MemorySchemaProvider, SchemaProvider, TableProvider};
 use datafusion::common::ScalarValue;
 use datafusion::common::cast::as_string_array;
 use datafusion::datasource::TableType;
+use datafusion::datasource::empty::EmptyTable;
 use datafusion::error::Result;
 use datafusion::logical_expr::{ColumnarValue, ScalarUDF, Volatility, create_udf};
 use datafusion::prelude::SessionContext;
@@ -57,6 +58,7 @@ impl PgParts {
             .map_err(|error| bug(error.strip_backtrace()))?;
         context.register_udf(version());
         context.register_udf(to_regtype());
+        super::rewrite::install(context);
         let tables =
             PgCatalogStaticTables::try_new().map_err(|error| bug(error.strip_backtrace()))?;
         let live = Live::default();
@@ -78,8 +80,49 @@ impl PgParts {
             .newest
             .write()
             .unwrap_or_else(PoisonError::into_inner) = Some(newest);
-        self.schema.clone()
+        Arc::new(Corrected(self.schema.clone()))
     }
+}
+
+/// `pg_catalog` without the indexes and constraints of PostgreSQL's own system tables, which are no
+/// tables here. Their lists of columns are arrays, as clients take them to be.
+#[derive(Debug)]
+struct Corrected(Arc<PgSchema>);
+
+#[async_trait]
+impl SchemaProvider for Corrected {
+    fn table_names(&self) -> Vec<String> {
+        self.0.table_names()
+    }
+
+    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        let table = self.0.table(name).await?;
+        if !matches!(name, "pg_index" | "pg_constraint") {
+            return Ok(table);
+        }
+        let Some(table) = table else {
+            return Ok(None);
+        };
+        let fields: Vec<Field> = table.schema().fields().iter().map(|f| array(f)).collect();
+        Ok(Some(Arc::new(EmptyTable::new(Arc::new(Schema::new(
+            fields,
+        ))))))
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        self.0.table_exist(name)
+    }
+}
+
+fn array(field: &Field) -> Field {
+    let item = match field.name().as_str() {
+        "indkey" | "indoption" | "conkey" | "confkey" | "confdelsetcols" => DataType::Int16,
+        "indcollation" | "indclass" | "conpfeqop" | "conppeqop" | "conffeqop" | "conexclop" => {
+            DataType::Int32
+        }
+        _ => return field.clone(),
+    };
+    Field::new_list(field.name(), Field::new_list_field(item, true), true)
 }
 
 /// `version()` as clients of PostgreSQL parse it: a number that they know, then who we are.

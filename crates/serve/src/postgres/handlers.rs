@@ -1,6 +1,7 @@
 //! Statements: what PostgreSQL's clients say beside queries (transactions, SET, SHOW, cursors) is
 //! answered as they expect, and every query goes through the service.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ use datafusion_postgres::pgwire::types::format::FormatOptions;
 use datafusion_postgres::{DfSessionService, Parser};
 use futures::{Sink, StreamExt};
 
+use super::rewrite;
 use super::savepoints::Savepoints;
 use super::{PROTOCOL, Running, pg_error};
 use crate::auth::User;
@@ -42,36 +44,36 @@ type Statement = (String, Option<(ast::Statement, LogicalPlan)>);
 pub(super) struct Handlers {
     service: Arc<Service>,
     parser: Arc<Parse>,
-    hooks: Arc<[Arc<dyn QueryHook>]>,
 }
 
 /// Parses and plans, and knows the types of parameters and results.
 pub(super) struct Parse {
     service: Arc<Service>,
-    hooks: Arc<[Arc<dyn QueryHook>]>,
+    hooks: [Arc<dyn QueryHook>; 4],
+    /// A context for hooks that change nothing: making one takes longer than a look-up.
+    nothing: SessionContext,
     sql: PostgresCompatibilityParser,
     types: Arc<Parser>,
 }
 
 impl Handlers {
     pub(super) fn new(service: Arc<Service>) -> Self {
-        let hooks: Arc<[Arc<dyn QueryHook>]> = Arc::new([
-            Arc::new(Savepoints) as Arc<dyn QueryHook>,
-            Arc::new(CursorStatementHook),
-            Arc::new(SetShowHook),
-            Arc::new(TransactionStatementHook),
-        ]);
         // Only its knowledge of types is used: it plans nothing.
         let types = DfSessionService::new_with_hooks(Arc::new(SessionContext::new()), Vec::new());
         Self {
             parser: Arc::new(Parse {
                 service: service.clone(),
-                hooks: hooks.clone(),
+                hooks: [
+                    Arc::new(Savepoints),
+                    Arc::new(CursorStatementHook),
+                    Arc::new(SetShowHook),
+                    Arc::new(TransactionStatementHook),
+                ],
+                nothing: SessionContext::new(),
                 sql: PostgresCompatibilityParser::new(),
                 types: types.query_parser(),
             }),
             service,
-            hooks,
         }
     }
 
@@ -86,8 +88,8 @@ impl Handlers {
         if let ast::Statement::Declare { stmts } = statement {
             return self.declare(client, stmts).await.map(Some);
         }
-        let context = aside(&self.service, statement).await?;
-        for hook in self.hooks.iter() {
+        let context = self.parser.aside(statement).await?;
+        for hook in &self.parser.hooks {
             if let Some(answer) = hook.handle_simple_query(statement, &context, client).await {
                 return answer.map(Some);
             }
@@ -159,20 +161,6 @@ impl Handlers {
         }
         Ok(rows)
     }
-}
-
-/// A context for what is no query. It is thrown away after: a `SET` changes nothing for anybody.
-async fn aside(service: &Arc<Service>, statement: &ast::Statement) -> PgWireResult<SessionContext> {
-    let changes = matches!(
-        statement,
-        ast::Statement::Set(_) | ast::Statement::ShowCatalogs { .. }
-    );
-    if !changes {
-        return Ok(SessionContext::new());
-    }
-    let snapshot = service.snapshot().await.map_err(|error| pg_error(&error))?;
-    let state = snapshot.context(Dialect::Postgres).state();
-    Ok(SessionContext::new_with_state(state))
 }
 
 fn encode<C>(client: &C, rows: Rows, format: &Format) -> PgWireResult<QueryResponse>
@@ -260,6 +248,8 @@ impl ExtendedQueryHandler for Handlers {
         let parameters = match wire.is_empty() {
             true => None,
             false => {
+                let mut wire = wire;
+                wire.resize(wire.len().max(portal.parameter_len()), Type::TEXT);
                 let known = parameter_types(&prepared.plan)?;
                 let known: Vec<Option<&DataType>> = known.iter().map(Option::as_ref).collect();
                 let wire: Vec<Option<&Type>> = wire.iter().map(Some).collect();
@@ -277,26 +267,54 @@ impl ExtendedQueryHandler for Handlers {
     }
 }
 
-/// Types of `$1`, `$2`, … as the plan has them.
-fn parameter_types(plan: &LogicalPlan) -> PgWireResult<Vec<Option<DataType>>> {
+/// The parameters that a plan has, by number, from 1, with the types that it gives them. There may be
+/// gaps: a rewritten statement does not ask for all.
+fn numbered(plan: &LogicalPlan) -> PgWireResult<BTreeMap<usize, Option<DataType>>> {
     let types = plan
         .get_parameter_types()
         .map_err(|error| pg_error(&ServeError::Query(error.strip_backtrace())))?;
-    let mut types: Vec<(u32, Option<DataType>)> = types
+    let number = |name: &str| name.trim_start_matches('$').parse().ok();
+    Ok(types
         .into_iter()
-        .map(|(name, of)| (name.trim_start_matches('$').parse().unwrap_or(u32::MAX), of))
-        .collect();
-    types.sort_by_key(|(number, _)| *number);
-    Ok(types.into_iter().map(|(_, of)| of).collect())
+        .filter_map(|(name, of)| Some((number(&name)?, of)))
+        .filter(|(number, _)| (1..=usize::from(u16::MAX)).contains(number))
+        .collect())
+}
+
+/// Types of `$1`, `$2`, … as the plan has them, none for those that it does not have.
+fn parameter_types(plan: &LogicalPlan) -> PgWireResult<Vec<Option<DataType>>> {
+    let types = numbered(plan)?;
+    let last = types.keys().next_back().copied().unwrap_or(0);
+    let of = |number| types.get(&number).cloned().flatten();
+    Ok((1..=last).map(of).collect())
 }
 
 impl Parse {
+    /// A context for what is no query. One that `SET` may change is thrown away after: it changes
+    /// nothing for anybody.
+    async fn aside(&self, statement: &ast::Statement) -> PgWireResult<SessionContext> {
+        let changes = matches!(
+            statement,
+            ast::Statement::Set(_) | ast::Statement::ShowCatalogs { .. }
+        );
+        if !changes {
+            return Ok(self.nothing.clone());
+        }
+        let snapshot = self.service.snapshot().await;
+        let snapshot = snapshot.map_err(|error| pg_error(&error))?;
+        let state = snapshot.context(Dialect::Postgres).state();
+        Ok(SessionContext::new_with_state(state))
+    }
+
     fn parse(&self, text: &str) -> PgWireResult<Vec<ast::Statement>> {
         guard::check_text(text, self.service.limits().statement_bytes)
             .map_err(|error| pg_error(&error))?;
-        self.sql
+        let mut statements = self
+            .sql
             .parse(text)
-            .map_err(|error| pg_error(&ServeError::Query(error.to_string())))
+            .map_err(|error| pg_error(&ServeError::Query(error.to_string())))?;
+        statements.iter_mut().for_each(rewrite::rewrite);
+        Ok(statements)
     }
 }
 
@@ -324,10 +342,9 @@ impl QueryParser for Parse {
         }
         let statement = statements.swap_remove(0);
         let text = statement.to_string();
-        let context = SessionContext::new();
-        for hook in self.hooks.iter() {
+        for hook in &self.hooks {
             if let Some(plan) = hook
-                .handle_extended_parse_query(&statement, &context, client)
+                .handle_extended_parse_query(&statement, &self.nothing, client)
                 .await
             {
                 return Ok(Some((text, Some((statement, plan?)))));
@@ -345,7 +362,18 @@ impl QueryParser for Parse {
     }
 
     fn get_parameter_types(&self, statement: &Statement) -> PgWireResult<Vec<Type>> {
-        self.types.get_parameter_types(statement)
+        let known = self.types.get_parameter_types(statement)?;
+        let Some((_, plan)) = &statement.1 else {
+            return Ok(known);
+        };
+        // What is not asked for may be anything; as text it is at least read.
+        let numbers = numbered(plan)?;
+        let last = numbers.keys().next_back().copied().unwrap_or(0);
+        let mut all = vec![Type::TEXT; last];
+        for (number, of) in numbers.keys().zip(known) {
+            all[number - 1] = of;
+        }
+        Ok(all)
     }
 
     fn get_result_schema(

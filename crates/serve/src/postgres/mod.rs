@@ -3,6 +3,7 @@
 
 pub mod catalog;
 mod handlers;
+mod rewrite;
 mod savepoints;
 mod socket;
 mod startup;

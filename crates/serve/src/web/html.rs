@@ -1,6 +1,10 @@
 //! The page as text. Everything that comes from data or from the client is escaped.
 
+mod plot;
+
 use std::fmt::Write;
+
+use self::plot::plot;
 
 /// What a page shows.
 #[derive(Debug, Default)]
@@ -9,12 +13,26 @@ pub(super) struct Page {
     pub(super) jobs: Vec<String>,
     pub(super) word: String,
     pub(super) least: f64,
+    pub(super) order: Order,
+    /// How often the word was counted, and in how many rows; empty when the vocabulary has no such word.
+    pub(super) known: Vec<Known>,
+    /// Words of the vocabulary that resemble an unknown one.
+    pub(super) near: Vec<String>,
     pub(super) neighbours: Vec<Neighbour>,
     pub(super) settings: String,
     pub(super) facts: String,
     pub(super) scores: String,
     pub(super) sources: Vec<(String, String, f64)>,
+    /// How many there are, of which `sources` may be the first only.
+    pub(super) all_sources: f64,
     pub(super) message: String,
+}
+
+/// A word of the vocabulary.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub(super) count: f64,
+    pub(super) documents: f64,
 }
 
 /// One neighbour of the word.
@@ -26,6 +44,50 @@ pub(super) struct Neighbour {
     pub(super) pmi: f64,
     pub(super) low: f64,
     pub(super) high: f64,
+}
+
+/// Which neighbours come first.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    #[default]
+    Npmi,
+    Low,
+    Count,
+}
+
+impl Order {
+    const ALL: [Self; 3] = [Self::Npmi, Self::Low, Self::Count];
+
+    /// As it stands in an address; an unknown one is the default.
+    pub(super) fn parse(text: &str) -> Self {
+        let found = Self::ALL.into_iter().find(|order| order.key() == text);
+        found.unwrap_or_default()
+    }
+
+    fn key(self) -> &'static str {
+        match self {
+            Self::Npmi => "npmi",
+            Self::Low => "low",
+            Self::Count => "count",
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Npmi => "NPMI",
+            Self::Low => "lower end of the interval",
+            Self::Count => "times together",
+        }
+    }
+
+    /// The column of the page's query.
+    pub(super) fn column(self) -> &'static str {
+        match self {
+            Self::Npmi => "npmi",
+            Self::Low => "low",
+            Self::Count => "n_xy",
+        }
+    }
 }
 
 fn escape(text: &str) -> String {
@@ -57,15 +119,35 @@ fn quote(text: &str) -> String {
     out
 }
 
-const STYLE: &str = "\
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}\
-h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}\
-form{display:flex;gap:.6rem;flex-wrap:wrap;align-items:end}label{display:grid;font-size:.8rem;color:#555}\
-input,select,button{font:inherit;padding:.3rem .5rem}\
-table{border-collapse:collapse;width:100%}td,th{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #e3e6ea}\
-td:first-child,th:first-child{text-align:left}th{font-weight:600;font-size:.85rem}\
-pre{background:#f5f6f8;padding:.8rem;overflow:auto;font-size:.85rem}\
-.message{background:#fff3d6;padding:.6rem}svg{width:100%;height:auto}a{color:#0b57a4}small{color:#555}";
+/// A count with its thousands apart, and with at most three places after the point: `12,345.5`.
+fn grouped(count: f64) -> String {
+    let text = format!("{count:.3}");
+    let (whole, part) = text.split_once('.').unwrap_or((&text, ""));
+    let mut out = String::new();
+    for (place, digit) in whole.chars().enumerate() {
+        let after = whole.len() - place;
+        if place > 0 && after % 3 == 0 && digit.is_ascii_digit() && !out.ends_with('-') {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    let part = part.trim_end_matches('0');
+    if !part.is_empty() {
+        out.push('.');
+        out.push_str(part);
+    }
+    out
+}
+
+/// Three places, or a dash for what is not there.
+fn shown(value: f64) -> String {
+    match value.is_finite() {
+        true => format!("{value:.3}").replace('-', "\u{2212}"),
+        false => "–".to_owned(),
+    }
+}
+
+const STYLE: &str = include_str!("style.css");
 
 /// The page.
 pub(super) fn render(page: &Page) -> String {
@@ -83,210 +165,189 @@ fn write_page(out: &mut String, page: &Page) -> std::fmt::Result {
     write!(
         out,
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width\"><title>{title}</title>\
-         <style>{STYLE}</style></head><body><h1>Which words stand together</h1><form>\
-         <label>Job<select name=\"job\">"
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><link rel=\"icon\" href=\"data:,\">\
+         <title>{title}</title><style>{STYLE}</style></head><body><main><h1>Which words stand together</h1>"
     )?;
+    form(out, page)?;
+    if page.jobs.is_empty() {
+        out.push_str("<p class=\"message\" role=\"status\">The warehouse holds no job yet: pmill count makes one.</p>");
+    }
+    if !page.message.is_empty() {
+        write!(
+            out,
+            "<p class=\"message\" role=\"alert\">{}</p>",
+            escape(&page.message)
+        )?;
+    } else if !page.word.is_empty() {
+        answer(out, page)?;
+    } else if !page.jobs.is_empty() {
+        out.push_str("<p class=\"soft\">Ask for a word, written as the job counts it: mostly in lower case.</p>");
+    }
+    if !page.settings.is_empty() {
+        origin(out, page)?;
+    }
+    out.push_str("</main></body></html>\n");
+    Ok(())
+}
+
+fn form(out: &mut String, page: &Page) -> std::fmt::Result {
+    out.push_str("<form action=\"/\"><label>Job<select name=\"job\">");
     for job in &page.jobs {
         let selected = if *job == page.job { " selected" } else { "" };
         write!(out, "<option{selected}>{}</option>", escape(job))?;
     }
     write!(
         out,
-        "</select></label><label>Word<input name=\"word\" value=\"{}\" autofocus></label>\
-         <label>Together at least<input name=\"least\" type=\"number\" min=\"0\" step=\"any\" \
-         size=\"6\" value=\"{}\"></label><button>Look up</button></form>",
+        "</select></label><label class=\"word\">Word<input name=\"word\" value=\"{}\" autofocus \
+         autocapitalize=\"none\" autocomplete=\"off\" spellcheck=\"false\"></label>\
+         <label>Together at least<input name=\"least\" type=\"number\" min=\"0\" step=\"any\" value=\"{}\"></label>\
+         <label>First by<select name=\"order\">",
         escape(&page.word),
         page.least
     )?;
-    if page.jobs.is_empty() {
-        out.push_str(
-            "<p class=\"message\">The warehouse holds no job yet: pmill count makes one.</p>",
-        );
-    }
-    if !page.message.is_empty() {
-        write!(out, "<p class=\"message\">{}</p>", escape(&page.message))?;
-    } else if !page.word.is_empty() {
-        neighbours(out, page)?;
-    }
-    if !page.settings.is_empty() {
+    for order in Order::ALL {
+        let selected = if order == page.order { " selected" } else { "" };
         write!(
             out,
-            "<h2>Where the numbers come from</h2><details><summary>Settings of the count</summary>\
-             <pre>{}</pre></details><details><summary>What was counted</summary><pre>{}</pre></details>",
-            escape(&page.settings),
-            escape(&page.facts)
+            "<option value=\"{}\"{selected}>{}</option>",
+            order.key(),
+            order.label()
         )?;
-        if !page.scores.is_empty() {
-            let scores = escape(&page.scores);
-            write!(
-                out,
-                "<details><summary>Settings of the scores</summary><pre>{scores}</pre></details>"
-            )?;
-        }
-        write!(
-            out,
-            "<details><summary>Sources ({})</summary><table><tr><th>File<th>Status<th>Rows</tr>",
-            page.sources.len()
-        )?;
-        for (uri, status, rows) in &page.sources {
-            write!(
-                out,
-                "<tr><td>{}<td>{}<td>{rows}</tr>",
-                escape(uri),
-                escape(status)
-            )?;
-        }
-        out.push_str("</table></details>");
     }
-    out.push_str("</body></html>\n");
+    out.push_str("</select></label><button>Look up</button></form>");
     Ok(())
 }
 
-fn neighbours(out: &mut String, page: &Page) -> std::fmt::Result {
-    let word = escape(&page.word);
+/// The address of the same question about another word.
+fn link(page: &Page, word: &str) -> String {
+    format!(
+        "<a href=\"/?job={}&amp;word={}&amp;least={}&amp;order={}\">{}</a>",
+        quote(&page.job),
+        quote(word),
+        page.least,
+        page.order.key(),
+        escape(word)
+    )
+}
+
+fn answer(out: &mut String, page: &Page) -> std::fmt::Result {
+    let (word, job) = (escape(&page.word), escape(&page.job));
     if page.neighbours.is_empty() {
-        return write!(
-            out,
-            "<p class=\"message\">No pair with <b>{word}</b> in <b>{}</b>. Words are written as the \
-             job's tokenizer makes them, mostly in lower case.</p>",
-            escape(&page.job)
-        );
+        write!(out, "<div class=\"message\" role=\"status\">")?;
+        if page.known.is_empty() {
+            write!(
+                out,
+                "<p>The vocabulary of <b>{job}</b> has no <b>{word}</b>. Words are written as the job's tokenizer \
+                 makes them, mostly in lower case; rare words may have been left out.</p>"
+            )?;
+        } else if page.least > 0.0 {
+            write!(
+                out,
+                "<p><b>{word}</b> stands together with no word at least {} times.</p>",
+                grouped(page.least)
+            )?;
+        } else {
+            write!(
+                out,
+                "<p><b>{word}</b> has no scored pair in <b>{job}</b>.</p>"
+            )?;
+        }
+        if !page.near.is_empty() {
+            let links: Vec<String> = page.near.iter().map(|near| link(page, near)).collect();
+            write!(out, "<p>Words that begin alike: {}.</p>", links.join(", "))?;
+        }
+        out.push_str("</div>");
+        return Ok(());
     }
-    write!(out, "<h2>PMI against count</h2>")?;
-    plot(out, &page.neighbours)?;
+    write!(out, "<h2>Neighbours of {word}</h2><p class=\"soft\">")?;
+    if let [known] = page.known.as_slice() {
+        write!(
+            out,
+            "Counted {} times, in {} rows. ",
+            grouped(known.count),
+            grouped(known.documents)
+        )?;
+    }
     write!(
         out,
-        "<h2>Neighbours of {word}</h2><small>The {} with the highest NPMI. Logarithms are natural; \
-         PMI is of the counts without smoothing, with its 95 % interval.</small>\
-         <table id=\"neighbours\"><tr><th>Word<th>Together<th>NPMI<th>PMI<th>95 % interval</tr>",
-        page.neighbours.len()
+        "The {} neighbours that come first by {}. Logarithms are natural; PMI is of the counts without smoothing, \
+         with its 95&nbsp;% interval.</p><div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"Plot\">",
+        page.neighbours.len(),
+        page.order.label()
     )?;
+    plot(out, &page.neighbours)?;
+    out.push_str(
+        "</div><div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"Table\"><table id=\"neighbours\">\
+         <thead><tr><th scope=\"col\">Word<th scope=\"col\">Together<th scope=\"col\">NPMI<th scope=\"col\">PMI\
+         <th scope=\"col\">95&nbsp;% from<th scope=\"col\">to</tr></thead><tbody>",
+    );
     for row in &page.neighbours {
         write!(
             out,
-            "<tr><td><a href=\"/?job={}&amp;word={}&amp;least={}\">{}</a><td>{}<td>{}<td>{}<td>{} to {}</tr>",
-            quote(&page.job),
-            quote(&row.word),
-            page.least,
-            escape(&row.word),
-            row.count,
+            "<tr><td>{}<td>{}<td>{}<td>{}<td>{}<td>{}</tr>",
+            link(page, &row.word),
+            grouped(row.count),
             shown(row.npmi),
             shown(row.pmi),
             shown(row.low),
             shown(row.high)
         )?;
     }
-    out.push_str("</table>");
+    out.push_str("</tbody></table></div>");
     Ok(())
 }
 
-fn shown(value: f64) -> String {
-    match value.is_finite() {
-        true => format!("{value:.3}"),
-        false => "–".to_owned(),
-    }
-}
-
-const WIDTH: f64 = 900.0;
-const HEIGHT: f64 = 360.0;
-const MARGIN: f64 = 48.0;
-
-/// PMI (with its interval) against the count on a logarithmic axis.
-fn plot(out: &mut String, rows: &[Neighbour]) -> std::fmt::Result {
-    let points: Vec<&Neighbour> = rows
-        .iter()
-        .filter(|row| row.count > 0.0 && row.pmi.is_finite())
-        .collect();
-    let ends = points.iter().flat_map(|row| [row.low, row.high, row.pmi]);
-    let (mut low, mut high) = ends
-        .filter(|value| value.is_finite())
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
-            (low.min(value), high.max(value))
-        });
-    if !low.is_finite() {
-        return Ok(());
-    }
-    (low, high) = (low.floor(), high.ceil().max(low.floor() + 1.0));
-    let decades = |row: &&Neighbour| row.count.log10();
-    let left = points
-        .iter()
-        .map(decades)
-        .fold(f64::INFINITY, f64::min)
-        .floor();
-    let right = points
-        .iter()
-        .map(decades)
-        .fold(f64::NEG_INFINITY, f64::max)
-        .ceil()
-        .max(left + 1.0);
-    let x = |count: f64| MARGIN + (count.log10() - left) / (right - left) * (WIDTH - 2.0 * MARGIN);
-    let y = |pmi: f64| HEIGHT - MARGIN - (pmi - low) / (high - low) * (HEIGHT - 2.0 * MARGIN);
+/// The job's settings and sources.
+fn origin(out: &mut String, page: &Page) -> std::fmt::Result {
     write!(
         out,
-        "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"PMI against count\" \
-         font-size=\"13\" font-family=\"sans-serif\" fill=\"#555\">"
+        "<h2>Where the numbers of {} come from</h2>",
+        escape(&page.job)
     )?;
-    let steps = ((high - low) / 6.0).ceil().max(1.0);
-    let mut level = low;
-    while level <= high {
-        write!(
-            out,
-            "<path d=\"M{MARGIN} {at:.1}H{end}\" stroke=\"#e3e6ea\"/>\
-             <text x=\"{label}\" y=\"{text:.1}\" text-anchor=\"end\">{level}</text>",
-            at = y(level),
-            end = WIDTH - MARGIN,
-            label = MARGIN - 8.0,
-            text = y(level) + 4.0
-        )?;
-        level += steps;
-    }
-    let mut decade = left;
-    while decade <= right {
-        let count = 10_f64.powf(decade);
-        write!(
-            out,
-            "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{count}</text>",
-            x(count),
-            HEIGHT - MARGIN + 20.0
-        )?;
-        decade += 1.0;
-    }
-    write!(
-        out,
-        "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">together (count)</text>\
-         <text x=\"14\" y=\"{}\">PMI</text>",
-        WIDTH / 2.0,
-        HEIGHT - 8.0,
-        MARGIN - 20.0
-    )?;
-    for (rank, row) in points.iter().enumerate() {
-        let (at, value) = (x(row.count), y(row.pmi));
-        if row.low.is_finite() && row.high.is_finite() {
+    for (name, text) in [
+        ("What was counted", &page.facts),
+        ("Settings of the count", &page.settings),
+        ("Settings of the scores", &page.scores),
+    ] {
+        if !text.is_empty() {
             write!(
                 out,
-                "<path d=\"M{at:.1} {:.1}V{:.1}\" stroke=\"#9bbfe3\"/>",
-                y(row.low),
-                y(row.high)
-            )?;
-        }
-        let word = escape(&row.word);
-        write!(
-            out,
-            "<circle cx=\"{at:.1}\" cy=\"{value:.1}\" r=\"4\" fill=\"#0b57a4\"><title>{word}: \
-             {} together, PMI {:.3}</title></circle>",
-            row.count, row.pmi
-        )?;
-        if rank < 10 {
-            write!(
-                out,
-                "<text x=\"{:.1}\" y=\"{:.1}\">{word}</text>",
-                at + 7.0,
-                value + 4.0
+                "<details><summary>{name}</summary><pre tabindex=\"0\">{}</pre></details>",
+                escape(text)
             )?;
         }
     }
-    out.push_str("</svg>");
+    write!(
+        out,
+        "<details><summary>Sources: {}</summary>",
+        grouped(page.all_sources)
+    )?;
+    if page.all_sources > page.sources.len() as f64 {
+        write!(
+            out,
+            "<p class=\"soft\">The first {}; the table {}.sources has all.</p>",
+            page.sources.len(),
+            escape(&page.job)
+        )?;
+    }
+    out.push_str(
+        "<div class=\"wide\"><table><thead><tr><th scope=\"col\">File<th scope=\"col\">Status\
+         <th scope=\"col\">Rows</tr></thead><tbody>",
+    );
+    for (uri, status, rows) in &page.sources {
+        write!(
+            out,
+            "<tr><td class=\"file\">{}<td>{}<td>{}</tr>",
+            escape(uri),
+            escape(status),
+            if rows.is_finite() {
+                grouped(*rows)
+            } else {
+                shown(*rows)
+            }
+        )?;
+    }
+    out.push_str("</tbody></table></div></details>");
     Ok(())
 }
 
@@ -318,6 +379,12 @@ mod tests {
         let html = render(&page);
         assert!(!html.contains("<script"), "{html}");
         assert!(html.contains("&lt;script&gt;&quot;&#39;&amp;"));
+        let unknown = render(&Page {
+            neighbours: Vec::new(),
+            near: vec![evil.clone()],
+            ..page
+        });
+        assert!(!unknown.contains("<script"), "{unknown}");
         let failed = render(&Page {
             message: evil,
             ..Page::default()
@@ -326,21 +393,13 @@ mod tests {
     }
 
     #[test]
-    fn one_point_and_counts_below_one_are_drawn_inside() {
-        let row = |count, pmi| Neighbour {
-            word: "w".to_owned(),
-            count,
-            npmi: 0.0,
-            pmi,
-            low: pmi,
-            high: pmi,
-        };
-        let mut out = String::new();
-        plot(&mut out, &[row(1.0, 0.0), row(0.25, -3.0)]).unwrap();
-        assert!(!out.contains("NaN") && !out.contains("inf"), "{out}");
-        assert_eq!(out.matches("<circle").count(), 2);
-        let mut none = String::new();
-        plot(&mut none, &[row(1.0, f64::NAN)]).unwrap();
-        assert!(none.is_empty());
+    fn counts_have_their_thousands_apart() {
+        assert_eq!(grouped(0.0), "0");
+        assert_eq!(grouped(999.0), "999");
+        assert_eq!(grouped(1_000.0), "1,000");
+        assert_eq!(grouped(12_345_678.25), "12,345,678.25");
+        assert_eq!(grouped(1.0 / 3.0), "0.333");
+        assert_eq!(grouped(-1_000.0), "-1,000");
+        assert_eq!(grouped(-100.0), "-100");
     }
 }

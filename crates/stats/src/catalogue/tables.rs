@@ -225,6 +225,25 @@ pub static DRIFT: TableFunctionDoc = TableFunctionDoc {
     example: "SELECT \"left\", \"right\", n_xy_a, n_xy_b, log_odds_z FROM drift('y2023', 'y2024') ORDER BY abs(log_odds_z) DESC LIMIT 20",
 };
 
+/// `absent_pairs`.
+pub static ABSENT_PAIRS: TableFunctionDoc = TableFunctionDoc {
+    name: "absent_pairs",
+    title: "The pairs of a job's vocabulary that never met: those with n_xy = 0",
+    arguments: &[required("job", "the job's name")],
+    columns: &[
+        ("left", "a feature"),
+        ("right", "the other; a symmetric pair comes once"),
+        ("n_x", "contexts with left"),
+        ("n_y", "contexts with right"),
+        ("n", "all contexts"),
+    ],
+    formula: "all pairs of the vocabulary without those of the job's pairs; n_x, n_y and n as in neighbours",
+    limits: "v features have about v²/2 pairs, twice as many with directed windows: the rows are streamed, and no more than \
+             the vocabulary is held. For windows a feature that never met itself comes too. Jobs of two columns are refused",
+    source: "",
+    example: "SELECT \"left\", \"right\", n_x * n_y / n AS expected FROM absent_pairs('captions') ORDER BY expected DESC LIMIT 20",
+};
+
 /// `matrix_rows`.
 pub static MATRIX_ROWS: TableFunctionDoc = TableFunctionDoc {
     name: "matrix_rows",
@@ -245,4 +264,5 @@ pub static MATRIX_ROWS: TableFunctionDoc = TableFunctionDoc {
 };
 
 /// All of them, in the order of the reference page.
-pub static TABLE_FUNCTIONS: &[&TableFunctionDoc] = &[&COOCCUR, &NEIGHBOURS, &DRIFT, &MATRIX_ROWS];
+pub static TABLE_FUNCTIONS: &[&TableFunctionDoc] =
+    &[&COOCCUR, &NEIGHBOURS, &DRIFT, &ABSENT_PAIRS, &MATRIX_ROWS];
