@@ -31,10 +31,11 @@ class Command:
     def placed(self, places, **more):
         """The same with other places: pairs of a text and what stands for it, the longest first."""
 
+        pattern = re.compile("|".join(re.escape(old) for old in sorted(places, key=len, reverse=True)))
+
         def place(text):
-            for old, new in sorted(places.items(), key=lambda pair: -len(pair[0])):
-                text = text.replace(old, str(new))
-            return text
+            # In one go, so that what stands there now is not replaced again.
+            return pattern.sub(lambda found: str(places[found[0]]), text)
 
         variables = {key: place(value) for key, value in {**self.variables, **more}.items()}
         return replace(self, arguments=[place(argument) for argument in self.arguments], variables=variables)

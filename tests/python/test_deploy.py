@@ -293,7 +293,7 @@ def expected(corpus, tmp_path_factory):
 def secrets(tmp_path_factory):
     """All secrets, under the names that they have in pods and in units."""
     folder = certificates.make(tmp_path_factory.mktemp("secrets"), "server")
-    (folder / "token").write_text("a token of this test\n")
+    (folder / "token").write_text("token-of-this-test\n")
     for name, copies in {"server.pem": ("tls.crt", "cert"), "server.key": ("tls.key", "key"), "authority.pem": ("ca.crt", "ca")}.items():
         for copy in copies:
             shutil.copy(folder / name, folder / copy)
@@ -303,19 +303,21 @@ def secrets(tmp_path_factory):
 @pytest.fixture
 def places(corpus, secrets, tmp_path):
     """Where things are here that are elsewhere in a pod or under systemd."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "corpus").symlink_to(corpus)
+    data = corpus.parent
+    # One for each test.
+    warehouse = data / tmp_path.name / "warehouse"
     places = {
         # The image's folders.
-        "/data": tmp_path / "data",
-        "/data/corpus": corpus,
+        "/data": data,
+        "/data/warehouse": warehouse,
         "/scratch": tmp_path / "scratch",
         "/etc/pmill/token": secrets,
         "/etc/pmill/tls": secrets,
         "/etc/pmill/users": secrets,
         "/etc/pmill/pipeline/nightly.toml": tmp_path / "nightly.toml",
         # Those of systemd's units.
-        "/var/lib/pmill": tmp_path / "data",
+        "/var/lib/pmill": data,
+        "/var/lib/pmill/warehouse": warehouse,
         "/var/cache/pmill": tmp_path / "scratch",
         "/etc/pmill/nightly.toml": tmp_path / "nightly.toml",
         "/srv/corpus": corpus,
@@ -387,7 +389,7 @@ def test_a_cluster_counts_as_one_process_does(kind, places, expected, secrets, t
             summary = run(driver.placed(places, **more), *CUT, *([] if "--json" in driver.arguments else ["--json"])).json
             if driver.arguments[0] == "count":
                 assert (summary["status"], summary["units"]) == ("counted", 6)
-        job = pmill.Job(tmp_path / "data" / "warehouse", "captions")
+        job = pmill.Job(places["/data/warehouse"], "captions")
         assert job.terms() == expected.terms()
         assert job.table("pairs").equals(expected.table("pairs"))
         assert job.exists("pmi") == (drivers[-1].arguments[0] == "run")
@@ -402,7 +404,7 @@ def test_a_cluster_counts_as_one_process_does(kind, places, expected, secrets, t
 def test_the_sql_server_is_ready_and_stops(file, name, places, secrets, expected, tmp_path):
     line = pmill.run("serve", "hash-password", "ann", stdin=b"a secret of this test").out
     (secrets / "users").write_text(line)
-    shutil.copytree(expected.warehouse, tmp_path / "data" / "warehouse")
+    shutil.copytree(expected.warehouse, places["/data/warehouse"])
     server = start(deployed.one(file, name).placed(places), tmp_path).ready()
     try:
         assert server.info["flight_sql"] and server.info["postgres"]
@@ -440,7 +442,7 @@ def test_shards_of_an_indexed_job_count_and_the_commit_job_commits(places, expec
                 shard.wait()
     assert codes == [0] * completions, (tmp_path / "shards.log").read_text()[-3000:]
     assert run(commit, "--json").json["units"] == 6
-    cluster.same(pmill.Job(tmp_path / "data" / "warehouse", "captions"), expected)
+    cluster.same(pmill.Job(places["/data/warehouse"], "captions"), expected)
 
 
 SBATCH = """#!/usr/bin/env bash
