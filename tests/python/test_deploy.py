@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import ssl
 import subprocess
@@ -395,6 +396,36 @@ def test_a_cluster_counts_as_one_process_does(kind, places, expected, secrets, t
         assert job.exists("pmi") == (drivers[-1].arguments[0] == "run")
         # As a pod or a unit is stopped.
         assert [role.terminate() for role in reversed(roles)] == [0, 0]
+    finally:
+        for role in roles:
+            role.kill()
+
+
+@pytest.mark.parametrize("page", ["docs/cluster.md", "README.md"])
+def test_a_cluster_on_a_laptop_takes_three_commands(page, corpus, tmp_path):
+    """The first block of the page that has a scheduler, an executor and a count."""
+    text = (pmill.REPO / page).read_text().replace("\\\n", " ")
+    lines = re.findall(r"^ *(?:\$ )?pmill ((?:scheduler|executor|count .*--cluster)\b[^#\n]*)", text, re.M)[:3]
+    if not lines and page == "README.md":
+        pytest.skip("README.md has no cluster yet")
+    assert [line.split()[0] for line in lines] == ["scheduler", "executor", "count"]
+    commands = [deployed.Command(page, line.split()[0], shlex.split(line.rstrip("& "))) for line in lines]
+    assert [command.problems() for command in commands] == [[], [], []]
+    scheduler, executor, count = commands
+    roles = [start(replace(scheduler, arguments=[*scheduler.arguments, "--listen", "127.0.0.1:0"]), tmp_path).ready()]
+    try:
+        urls = scheduler_urls(roles[0].info["listen"])
+        roles.append(start(executor.placed(urls), tmp_path).ready())
+        value = {flag: count.arguments[count.arguments.index(flag) + 1] for flag in ("--warehouse", "--input", "--text", "--cluster")}
+        places = urls | {value["--input"]: corpus, value["--text"]: "TEXT"}
+        count = replace(count, arguments=[str(places.get(each, each)) for each in count.arguments])
+        run(count, *CUT, cwd=tmp_path)
+        alone = [str(tmp_path / "alone") if each == value["--warehouse"] else each for each in count.arguments]
+        position = alone.index("--cluster")
+        del alone[position : position + 2]
+        pmill.run(*alone, cwd=tmp_path)
+        name = count.arguments[count.arguments.index("--name") + 1]
+        cluster.same(pmill.Job(tmp_path / value["--warehouse"], name), pmill.Job(tmp_path / "alone", name))
     finally:
         for role in roles:
             role.kill()
