@@ -1,5 +1,6 @@
 """A cluster of several hosts on one machine: network namespaces with addresses of their own, whose links are cut."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -118,8 +119,8 @@ def hosts(network, tmp_path_factory):
 
 def executors(network, url, own, warehouse):
     command = [*network.on("driver"), pmill.binary(), "jobs", "--warehouse", warehouse, "--cluster", url, *own]
-    listed = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=60)
-    return listed.stdout.count(" slots, heard ")
+    listed = subprocess.run([*map(str, command), "--json"], capture_output=True, text=True, timeout=60)
+    return len(json.loads(listed.stdout)["executors"]) if listed.returncode == 0 else None
 
 
 @pytest.mark.parametrize("host", ["first", "scheduler", "driver"])

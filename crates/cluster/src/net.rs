@@ -168,6 +168,8 @@ pub struct SchedulerClient {
     /// Ballista's calls.
     pub ballista: SchedulerGrpcClient<Connection>,
     cluster: ClusterClient<Connection>,
+    /// TLS without a certificate of its own: a server that asks for one just hangs up.
+    may_lack_certificate: bool,
 }
 
 impl SchedulerClient {
@@ -236,6 +238,7 @@ impl SchedulerClient {
             url: url.to_owned(),
             ballista,
             cluster: ClusterClient::with_interceptor(channel, pass),
+            may_lack_certificate: tls && security.certificate.is_none(),
         })
     }
 
@@ -277,6 +280,13 @@ impl SchedulerClient {
             | Code::PermissionDenied
             | Code::FailedPrecondition
             | Code::Unimplemented => ClusterError::Refused { url, reason },
+            _ if self.may_lack_certificate => {
+                let hint = "if it asks for certificates of clients, give --tls-client-cert and --tls-client-key";
+                ClusterError::Away {
+                    url,
+                    reason: format!("{reason} ({hint})"),
+                }
+            }
             _ => ClusterError::Away { url, reason },
         }
     }

@@ -71,7 +71,7 @@ impl Cluster for Door {
             .into_iter()
             .filter_map(|(executor, seen, _)| {
                 let silent = now.saturating_sub(seen?);
-                (silent <= self.timeout).then(|| Executor {
+                (silent <= self.timeout).then_some(Executor {
                     id: executor.id,
                     host: executor.host,
                     slots: executor.specification.vcores,

@@ -124,7 +124,7 @@ impl PlanFolder {
 }
 
 /// An error with its causes on one line, each said once.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

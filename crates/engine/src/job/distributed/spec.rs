@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use pmill_store::DataFile;
 use serde::{Deserialize, Serialize};
 
+use super::attempts::chain;
 use super::folder::PlanFolder;
 use super::plan::PlanUnit;
 use crate::counting::RunFile;
@@ -237,7 +238,8 @@ pub fn may_pass(error: &EngineError) -> bool {
             _ => false,
         },
         EngineError::Io { .. } | EngineError::Store(_) | EngineError::Bug(_) => true,
-        other => other.kind() != Kind::User,
+        // What comes from the system comes in many wrappings: a full disk through DataFusion.
+        other => other.kind() != Kind::User || chain(other).contains("(os error"),
     }
 }
 
@@ -273,5 +275,8 @@ mod tests {
         assert!(!may_pass(&bad(row_group("corrupt page"))));
         assert!(may_pass(&EngineError::NotNow("away".into())));
         assert!(!may_pass(&EngineError::Setting("wrong".into())));
+        assert!(may_pass(&EngineError::Query(
+            "IO error: No space left on device (os error 28)".into()
+        )));
     }
 }
