@@ -402,30 +402,34 @@ def test_a_cluster_counts_as_one_process_does(kind, places, expected, secrets, t
 
 
 @pytest.mark.parametrize("page", ["docs/cluster.md", "README.md"])
-def test_a_cluster_on_a_laptop_takes_three_commands(page, corpus, tmp_path):
-    """The first block of the page that has a scheduler, an executor and a count."""
-    text = (pmill.REPO / page).read_text().replace("\\\n", " ")
-    lines = re.findall(r"^ *(?:\$ )?pmill ((?:scheduler|executor|count .*--cluster)\b[^#\n]*)", text, re.M)[:3]
-    if not lines and page == "README.md":
-        pytest.skip("README.md has no cluster yet")
-    assert [line.split()[0] for line in lines] == ["scheduler", "executor", "count"]
+def test_a_cluster_on_a_laptop_takes_three_commands(page, corpus, wordnet, tmp_path):
+    """The page's scheduler, executor and job, run as they stand there but for ports and folders."""
+    text = (pmill.REPO / page).read_text()
+    lines = re.findall(r"^ *(?:\$ )?pmill ((?:scheduler|executor|(?:count|run) .*--cluster)\b[^#\n]*)", text, re.M)[:3]
     commands = [deployed.Command(page, line.split()[0], shlex.split(line.rstrip("& "))) for line in lines]
+    scheduler, executor, job = commands
+    assert [scheduler.name, executor.name, job.name in ("count", "run")] == ["scheduler", "executor", True]
     assert [command.problems() for command in commands] == [[], [], []]
-    scheduler, executor, count = commands
     roles = [start(replace(scheduler, arguments=[*scheduler.arguments, "--listen", "127.0.0.1:0"]), tmp_path).ready()]
     try:
         urls = scheduler_urls(roles[0].info["listen"])
         roles.append(start(executor.placed(urls), tmp_path).ready())
-        value = {flag: count.arguments[count.arguments.index(flag) + 1] for flag in ("--warehouse", "--input", "--text", "--cluster")}
-        places = urls | {value["--input"]: corpus, value["--text"]: "TEXT"}
-        count = replace(count, arguments=[str(places.get(each, each)) for each in count.arguments])
-        run(count, *CUT, cwd=tmp_path)
-        alone = [str(tmp_path / "alone") if each == value["--warehouse"] else each for each in count.arguments]
-        position = alone.index("--cluster")
-        del alone[position : position + 2]
+        flags = dict(zip(job.arguments, job.arguments[1:]))
+        places = {flags.get("--input"): corpus, flags.get("--text"): "TEXT", flags["--warehouse"]: "wh"}
+        places[flags["--cluster"]] = urls[flags["--cluster"]]
+        arguments = [str(places.get(argument, argument)) for argument in job.arguments]
+        name = flags.get("--name")
+        if job.name == "run":
+            pipeline = pmill.REPO / arguments[1]
+            name, arguments[1] = tomllib.loads(pipeline.read_text())["name"], str(pipeline)
+            arguments += ["--set", f'input.paths=["{corpus}"]', "--set", f'features.lemma="wordnet:{wordnet}"']
+        pmill.run(*arguments, *CUT, cwd=tmp_path)
+        position = arguments.index("--cluster")
+        alone = arguments[:position] + arguments[position + 2 :]
+        alone[alone.index("wh")] = "alone"
         pmill.run(*alone, cwd=tmp_path)
-        name = count.arguments[count.arguments.index("--name") + 1]
-        cluster.same(pmill.Job(tmp_path / value["--warehouse"], name), pmill.Job(tmp_path / "alone", name))
+        for table in ("vocab", "pairs"):
+            assert pmill.Job(tmp_path / "wh", name).content(table) == pmill.Job(tmp_path / "alone", name).content(table)
     finally:
         for role in roles:
             role.kill()
