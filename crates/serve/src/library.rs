@@ -71,7 +71,10 @@ pub struct Library {
 /// The newest versions of tables in local folders. A log that has not been touched is not listed again:
 /// this is asked for every query.
 #[derive(Default)]
-struct Logs(Mutex<HashMap<(JobName, &'static str), (SystemTime, Option<u64>)>>);
+struct Logs(Mutex<HashMap<(JobName, &'static str), Listed>>);
+
+/// When a log was touched last, and the newest version that a listing after that found.
+type Listed = (SystemTime, Option<u64>);
 
 /// Clocks of file systems tick slowly: a folder that changed within this long may have changed again
 /// without a new time.
@@ -96,7 +99,10 @@ impl Logs {
             .flatten()
             .filter_map(|entry| version_of(entry.file_name().to_str()?))
             .max();
-        known.insert(key, (modified, version));
+        // A listing within the tick may miss what comes in the rest of it: it is not kept.
+        if old {
+            known.insert(key, (modified, version));
+        }
         version
     }
 }
