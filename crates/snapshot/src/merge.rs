@@ -43,6 +43,9 @@ pub type OnProgress<'a> = &'a (dyn Fn(Progress) -> bool + Sync);
 /// Reading, writing, NaN and infinity, overflow of a narrower type, changed inputs, an output that exists.
 /// After an error that lies in the inputs nothing stays behind; after others the next run goes on.
 pub fn merge(plan: &MergePlan, on_progress: OnProgress<'_>) -> Result<MergeReport, SnapshotError> {
+    if let Some(store) = &plan.store {
+        return crate::upload::merge(plan, store.as_ref(), on_progress);
+    }
     merge_parts(plan, None, on_progress)
 }
 
