@@ -79,7 +79,7 @@ pub use header::{
 pub use inspect::{InspectSettings, Inventory, TensorEntry, inspect, inspect_with};
 pub use manifest::{InputRecord, MergeReport, OutputRecord};
 pub use matrix::{MAX_AGENTS, MatrixReport, MixingMatrix};
-pub use merge::{OnProgress, Progress, discard_staging, merge};
+pub use merge::{OnProgress, Progress, discard_staging, merge, published};
 pub use mix::{MAX_POINTS, Points, interpolate, mix, plan_interpolate, plan_mix};
 pub use objects::ObjectFolder;
 pub use parts::{assemble, average_slice, part_file};
@@ -88,5 +88,5 @@ pub use settings::{Action, LowRank, MergeSettings, TensorRule, Weights};
 pub use snapshot::{Shard, Snapshot};
 pub use source::{LocalFolder, RangeSource, SnapshotPath, SourceFile};
 pub use topology::{Schedule, Topology};
-pub use upload::{begin_upload, upload_group};
+pub use upload::{begin_upload, discard_upload, upload_group};
 pub use weights::{Row, SUM_TOLERANCE, Weight};

@@ -49,6 +49,17 @@ pub fn merge(plan: &MergePlan, on_progress: OnProgress<'_>) -> Result<MergeRepor
     merge_parts(plan, None, on_progress)
 }
 
+/// The report of an output that this very plan has published already; `None` when nothing stands there.
+///
+/// # Errors
+/// [`SnapshotError::Exists`] when something else does, unless it is to be replaced; a store that is away.
+pub fn published(plan: &MergePlan) -> Result<Option<MergeReport>, SnapshotError> {
+    match &plan.store {
+        Some(store) => crate::upload::published(plan, store.as_ref()),
+        None => manifest::published(plan),
+    }
+}
+
 /// The same; with a folder of parts the slices are read from there instead of being computed.
 pub(crate) fn merge_parts(
     plan: &MergePlan,

@@ -37,6 +37,8 @@ pub enum Phase {
     Count,
     /// Ranges are summed.
     Reduce,
+    /// Slices of snapshots are averaged.
+    Slices,
 }
 
 impl Phase {
@@ -48,6 +50,7 @@ impl Phase {
             Self::Fold => "fold",
             Self::Count => "count",
             Self::Reduce => "reduce",
+            Self::Slices => "slices",
         }
     }
 }
@@ -409,7 +412,7 @@ fn leave_out(unit: &PlanUnit, bad: &[usize]) -> Vec<usize> {
 }
 
 /// Removes other plans of the job: the newest driver's plan is the job's.
-fn clear_others(plans: &Path, keep: &Path) -> Result<(), EngineError> {
+pub(super) fn clear_others(plans: &Path, keep: &Path) -> Result<(), EngineError> {
     for name in names(plans)? {
         let path = plans.join(&name);
         if name.starts_with("plan-") && path != keep {

@@ -67,6 +67,13 @@ pub enum Work {
         /// The left ids.
         range: Range<u32>,
     },
+    /// Average slices of a merge of snapshots (see [`super::MergeDrive`]).
+    Slices {
+        /// The unit's number.
+        number: usize,
+        /// Slices of the plan, or groups of slices of an output in a store.
+        range: Range<usize>,
+    },
 }
 
 impl Work {
@@ -86,6 +93,8 @@ impl Work {
             }
             Self::Count { number, .. } => format!("count-{number:05}"),
             Self::Reduce { number, .. } => format!("range-{number:05}"),
+            // Cut otherwise it is another unit.
+            Self::Slices { range, .. } => format!("slices-{}-{}", range.start, range.end),
         }
     }
 
@@ -96,7 +105,8 @@ impl Work {
             Self::Terms { unit, .. } => unit.number,
             Self::Fold { number, .. }
             | Self::Count { number, .. }
-            | Self::Reduce { number, .. } => *number,
+            | Self::Reduce { number, .. }
+            | Self::Slices { number, .. } => *number,
         }
     }
 
@@ -105,7 +115,9 @@ impl Work {
     pub fn inputs(&self) -> Vec<String> {
         match self {
             Self::Terms { unit, .. } => unit.files.iter().map(|f| f.input.display()).collect(),
-            Self::Fold { .. } | Self::Count { .. } | Self::Reduce { .. } => Vec::new(),
+            Self::Fold { .. } | Self::Count { .. } | Self::Reduce { .. } | Self::Slices { .. } => {
+                Vec::new()
+            }
         }
     }
 }

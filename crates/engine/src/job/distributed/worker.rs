@@ -145,6 +145,9 @@ impl UnitWorker {
         if folder.has(&name) {
             return Ok(false);
         }
+        if let Work::Slices { range, .. } = &spec.work {
+            return self.run_slices(spec, &folder, range, cancel);
+        }
         let attempt = attempt();
         let result = (|| {
             let loaded = self.load(&folder)?;
@@ -280,7 +283,7 @@ impl UnitWorker {
             .map_err(|source| io("create", &self.limits.scratch, source))
     }
 
-    fn check_allowed(&self, path: &Path) -> Result<(), EngineError> {
+    pub(super) fn check_allowed(&self, path: &Path) -> Result<(), EngineError> {
         let inside = self.limits.allowed.is_empty()
             || (!path
                 .components()
@@ -384,6 +387,7 @@ impl<'a> Running<'a> {
                 let done = self.reduce(*number, range)?;
                 self.finish(&done)
             }
+            Work::Slices { .. } => Err(EngineError::Bug("a merge's unit has no such plan".into())),
         }
     }
 
