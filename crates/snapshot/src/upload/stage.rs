@@ -163,7 +163,8 @@ impl<'a> Stage<'a> {
         Ok(there)
     }
 
-    /// Computes a group and uploads its parts; `check` says that no one looks for changed inputs afterwards.
+    /// Computes a group and uploads its parts; `check` says that a helper does it, after whom no one looks
+    /// for changed inputs.
     pub fn upload(
         &self,
         worker: &mut Worker<'_>,
@@ -216,6 +217,10 @@ impl<'a> Stage<'a> {
         let key = self.group_key(group.index);
         let put = self.store.put(&key, text(&done)?);
         put.map_err(self.failed(&key))?;
+        if check && plan_object(self.store, &self.prefix)?.is_none() {
+            // The merge has ended meanwhile, and nobody else would remove this.
+            self.store.delete(&key).map_err(self.failed(&key))?;
+        }
         Ok(done)
     }
 
@@ -314,7 +319,8 @@ fn abort(store: &dyn ObjectFolder, begun: &PlanObject) -> Result<(), SnapshotErr
     Ok(())
 }
 
-/// Removes a staging prefix, and gives its uploads up; the plan goes last, as it names them.
+/// Removes a staging prefix, and gives its uploads up. The plan goes after the rest, as it names the uploads;
+/// what helpers put before they saw that it is gone goes last.
 pub(super) fn clear(
     store: &dyn ObjectFolder,
     prefix: &str,
@@ -323,17 +329,19 @@ pub(super) fn clear(
     if let Some(begun) = begun {
         abort(store, begun)?;
     }
-    let mut names: Vec<String> = store
-        .list(prefix)
-        .map_err(failed(store, prefix))?
-        .into_iter()
-        .map(|file| file.name)
-        .collect();
-    names.sort_by_key(|name| name.ends_with("plan.json"));
-    for name in names {
-        store.delete(&name).map_err(failed(store, &name))?;
-    }
-    Ok(())
+    let plan = plan_key(prefix);
+    let remove_all = |but: &str| {
+        for file in store.list(prefix).map_err(failed(store, prefix))? {
+            if file.name != but {
+                let deleted = store.delete(&file.name);
+                deleted.map_err(failed(store, &file.name))?;
+            }
+        }
+        Ok(())
+    };
+    remove_all(&plan)?;
+    store.delete(&plan).map_err(failed(store, &plan))?;
+    remove_all("")
 }
 
 /// Removes the staging of a plan whose output is whole: its process died between the two.

@@ -230,9 +230,16 @@ fn cut(steps: usize, length: usize) -> Vec<Work> {
         .collect()
 }
 
+/// Removes the work folder. A unit that still runs may write into it meanwhile, and then ends.
 fn remove(plans: &Path) {
-    // A unit that still runs may write into it meanwhile: what is left is removed by the next merge.
-    let _ = std::fs::remove_dir_all(plans);
+    for _ in 0..50 {
+        match std::fs::remove_dir_all(plans) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            _ => return,
+        }
+    }
 }
 
 /// The plan that this process used last: units of one merge come one after the other.
