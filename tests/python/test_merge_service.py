@@ -406,7 +406,7 @@ def test_the_merge_of_a_run_is_done_on_a_cluster(stubs, messages, tmp_path):
         finally:
             assert service.stop() == 0
         log = cluster.executors[0].log.read_text()
-        assert "slices-0-" in log, log
+        assert "average-0-" in log, log
     pmill.run("snapshot", "merge", *folders, "-o", tmp_path / "expected")
     merged = Path(state.merged_uri) / "model.safetensors"
     assert merged.read_bytes() == (tmp_path / "expected" / "model.safetensors").read_bytes()

@@ -97,7 +97,7 @@ def test_a_merge_on_a_cluster_onto_s3(cluster, agents, merged, store, tmp_path):
 def test_an_executor_that_is_killed_changes_no_byte(agents, merged, tmp_path):
     output = tmp_path / "merged"
     # The first executor to begin this unit dies with it.
-    killed = pmill.environment(PMILL_KILL_UNIT="slices-0-1")
+    killed = pmill.environment(PMILL_KILL_UNIT="average-0-1")
     with Cluster(tmp_path / "cluster", executors=0) as ours:
         victim = ours.start_executor(env=killed).ready()
         driver = subprocess.Popen(

@@ -87,26 +87,16 @@ impl ClusterArgs {
         self.cluster.is_some()
     }
 
-    /// What runs units on the cluster.
-    pub fn runner<'a>(&self, attempts: u32, bar: &'a Bar) -> Result<ClusterRunner<'a>, Failure> {
-        let url = self.cluster.clone().unwrap_or_default();
-        let patience = Patience {
-            nothing: Duration::from_secs(self.cluster_patience),
-            attempts,
-        };
-        Ok(ClusterRunner::connect(
-            &url,
-            &self.client.security(),
-            patience,
-            bar,
-        )?)
-    }
-
     /// Counts on the cluster.
     pub fn count(&self, job: &CountJob, common: &CommonArgs, global: &Global) -> Outcome {
+        let url = self.cluster.clone().unwrap_or_default();
         let bar = Bar::new(global);
         let stop = stop_flag();
-        let mut runner = self.runner(common.unit_attempts, &bar)?;
+        let patience = Patience {
+            nothing: Duration::from_secs(self.cluster_patience),
+            attempts: common.unit_attempts,
+        };
+        let mut runner = ClusterRunner::connect(&url, &self.client.security(), patience, &bar)?;
         let scratch = Scratch(common.scratch()?);
         let worker = UnitWorker::new(WorkerLimits {
             memory: job.memory_limit,
@@ -426,5 +416,22 @@ impl JobsArgs {
             json: serde_json::json!({ "jobs": states, "executors": executors }),
             text,
         })
+    }
+}
+
+impl ClusterArgs {
+    /// What runs units that may fail `attempts` times.
+    pub fn runner<'a>(&self, attempts: u32, bar: &'a Bar) -> Result<ClusterRunner<'a>, Failure> {
+        let url = self.cluster.clone().unwrap_or_default();
+        let patience = Patience {
+            nothing: Duration::from_secs(self.cluster_patience),
+            attempts,
+        };
+        Ok(ClusterRunner::connect(
+            &url,
+            &self.client.security(),
+            patience,
+            bar,
+        )?)
     }
 }

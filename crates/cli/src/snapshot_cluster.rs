@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use pmill_engine::job::distributed::MergeDrive;
+use pmill_engine::job::distributed::AverageDrive;
 use pmill_engine::memory::ByteSize;
 use pmill_snapshot::{MergeReport, MergeSettings};
 #[cfg(feature = "serve")]
@@ -61,7 +61,7 @@ impl MergeClusterArgs {
     ) -> Result<MergeReport, Failure> {
         let bar = Bar::new(global);
         let mut runner = self.cluster.runner(ATTEMPTS, &bar)?;
-        let drive = MergeDrive {
+        let drive = AverageDrive {
             inputs,
             output,
             settings,
@@ -110,7 +110,7 @@ impl pmill_serve::snapshots::Merger for OnCluster {
         let mut runner = ClusterRunner::connect(&self.url, &self.security, patience, &Quiet)
             .map_err(|error| failed(error.kind(), chain(&error)))?;
         let (stop, ended) = (StopFlag::default(), StopFlag::default());
-        let drive = MergeDrive {
+        let drive = AverageDrive {
             inputs,
             output,
             settings,

@@ -29,6 +29,8 @@ use crate::settings::RecordedSettings;
 /// The phases of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
+    /// Slices of snapshots are averaged.
+    Average,
     /// Units are read.
     Terms,
     /// The terms of many units are summed.
@@ -37,8 +39,6 @@ pub enum Phase {
     Count,
     /// Ranges are summed.
     Reduce,
-    /// Slices of snapshots are averaged.
-    Slices,
 }
 
 impl Phase {
@@ -46,11 +46,11 @@ impl Phase {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Average => "average",
             Self::Terms => "terms",
             Self::Fold => "fold",
             Self::Count => "count",
             Self::Reduce => "reduce",
-            Self::Slices => "slices",
         }
     }
 }

@@ -14,12 +14,12 @@
 //! [`super::count`] writes.
 
 mod attempts;
+mod average;
 mod commit;
 mod drive;
 mod fold;
 mod folder;
 mod map;
-mod merge;
 mod plan;
 mod reduce;
 mod shard;
@@ -29,10 +29,10 @@ mod terms;
 mod vocabulary;
 mod worker;
 
+pub use average::AverageDrive;
 pub use commit::commit;
 pub use drive::{Drive, Phase, Runner};
 pub use folder::PlanFolder;
-pub use merge::MergeDrive;
 pub use plan::{PROTOCOL, PlanHeader, PlanUnit, UnitFile};
 pub use shard::{Shard, ShardSummary};
 pub use spec::{Failure, UnitSpec, Work, may_pass};

@@ -37,6 +37,13 @@ pub struct UnitSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Work {
+    /// Average slices of snapshots (see [`super::AverageDrive`]).
+    Average {
+        /// The unit's number.
+        number: usize,
+        /// Slices of the plan, or groups of slices of an output in a store.
+        range: Range<usize>,
+    },
     /// Read a slice of the input, collect its terms, keep its token ids.
     Terms {
         /// The slice.
@@ -67,13 +74,6 @@ pub enum Work {
         /// The left ids.
         range: Range<u32>,
     },
-    /// Average slices of a merge of snapshots (see [`super::MergeDrive`]).
-    Slices {
-        /// The unit's number.
-        number: usize,
-        /// Slices of the plan, or groups of slices of an output in a store.
-        range: Range<usize>,
-    },
 }
 
 impl Work {
@@ -81,6 +81,8 @@ impl Work {
     #[must_use]
     pub fn name(&self) -> String {
         match self {
+            // Cut otherwise it is another unit.
+            Self::Average { range, .. } => format!("average-{}-{}", range.start, range.end),
             Self::Terms { unit, leave_out } => terms_name(unit.number, leave_out),
             Self::Fold {
                 number,
@@ -93,8 +95,6 @@ impl Work {
             }
             Self::Count { number, .. } => format!("count-{number:05}"),
             Self::Reduce { number, .. } => format!("range-{number:05}"),
-            // Cut otherwise it is another unit.
-            Self::Slices { range, .. } => format!("slices-{}-{}", range.start, range.end),
         }
     }
 
@@ -102,11 +102,11 @@ impl Work {
     #[must_use]
     pub fn number(&self) -> usize {
         match self {
+            Self::Average { number, .. } => *number,
             Self::Terms { unit, .. } => unit.number,
             Self::Fold { number, .. }
             | Self::Count { number, .. }
-            | Self::Reduce { number, .. }
-            | Self::Slices { number, .. } => *number,
+            | Self::Reduce { number, .. } => *number,
         }
     }
 
@@ -114,10 +114,9 @@ impl Work {
     #[must_use]
     pub fn inputs(&self) -> Vec<String> {
         match self {
+            Self::Average { .. } => Vec::new(),
             Self::Terms { unit, .. } => unit.files.iter().map(|f| f.input.display()).collect(),
-            Self::Fold { .. } | Self::Count { .. } | Self::Reduce { .. } | Self::Slices { .. } => {
-                Vec::new()
-            }
+            Self::Fold { .. } | Self::Count { .. } | Self::Reduce { .. } => Vec::new(),
         }
     }
 }

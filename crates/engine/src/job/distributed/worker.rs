@@ -130,6 +130,9 @@ impl UnitWorker {
     pub fn run(&self, spec: &UnitSpec, cancel: &StopFlag) -> Result<bool, EngineError> {
         check_protocol(spec.protocol, "another version")?;
         self.check_allowed(&spec.folder)?;
+        if let Work::Average { range, .. } = &spec.work {
+            return self.run_average(spec, range, cancel);
+        }
         for file in match &spec.work {
             Work::Terms { unit, .. } => &unit.files[..],
             _ => &[],
@@ -144,9 +147,6 @@ impl UnitWorker {
         let name = spec.work.name();
         if folder.has(&name) {
             return Ok(false);
-        }
-        if let Work::Slices { range, .. } = &spec.work {
-            return self.run_slices(spec, &folder, range, cancel);
         }
         let attempt = attempt();
         let result = (|| {
@@ -371,6 +371,7 @@ pub(super) struct Running<'a> {
 impl<'a> Running<'a> {
     fn work(&self, work: &Work) -> Result<bool, EngineError> {
         match work {
+            Work::Average { .. } => Err(EngineError::Bug("an average is not of a count".into())),
             Work::Terms { unit, leave_out } => {
                 let done = self.terms(unit, leave_out)?;
                 self.finish(&done)
@@ -387,7 +388,6 @@ impl<'a> Running<'a> {
                 let done = self.reduce(*number, range)?;
                 self.finish(&done)
             }
-            Work::Slices { .. } => Err(EngineError::Bug("a merge's unit has no such plan".into())),
         }
     }
 

@@ -66,13 +66,13 @@ impl MergeFile {
 
 /// What a unit of slices leaves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct SlicesDone {
+struct AverageDone {
     /// The unit's slices, or groups of slices of an output in a store.
     range: Range<usize>,
 }
 
 /// A merge and how it is driven.
-pub struct MergeDrive<'a> {
+pub struct AverageDrive<'a> {
     /// Snapshots: paths or URIs that all processes see alike.
     pub inputs: &'a [PathBuf],
     /// What is to appear.
@@ -94,7 +94,7 @@ pub struct MergeDrive<'a> {
     pub stop: &'a StopFlag,
 }
 
-impl MergeDrive<'_> {
+impl AverageDrive<'_> {
     /// The folder of the merge's plans.
     fn plans(&self) -> Result<PathBuf, EngineError> {
         let name = self.output.file_name().unwrap_or_default();
@@ -172,7 +172,7 @@ impl MergeDrive<'_> {
         let works = cut(steps, length.max(1));
         let there = folder.done()?;
         self.progress
-            .phase(Phase::Slices.name(), works.len() as u64, Steps::Parts);
+            .phase(Phase::Average.name(), works.len() as u64, Steps::Parts);
         let mut missing = Vec::new();
         for work in works {
             if there.contains(&work.name()) {
@@ -190,7 +190,7 @@ impl MergeDrive<'_> {
         }
         if !missing.is_empty() {
             let mut done = |_: &UnitSpec| self.progress.advance(1, 0);
-            runner.run(folder, Phase::Slices, missing, &mut done, self.stop)?;
+            runner.run(folder, Phase::Average, missing, &mut done, self.stop)?;
         }
         if superseded(plans, epoch) {
             return Err(taken_over());
@@ -223,7 +223,7 @@ fn absolute(place: &Path) -> Result<PathBuf, EngineError> {
 /// Units of `length` steps each.
 fn cut(steps: usize, length: usize) -> Vec<Work> {
     (0..steps.div_ceil(length))
-        .map(|number| Work::Slices {
+        .map(|number| Work::Average {
             number,
             range: number * length..steps.min((number + 1) * length),
         })
@@ -246,15 +246,18 @@ fn remove(plans: &Path) {
 static LAST: Mutex<Option<(PathBuf, Arc<MergePlan>)>> = Mutex::new(None);
 
 impl UnitWorker {
-    /// Runs a unit of a merge; [`UnitWorker::run`] has looked at the folder and for its manifest.
-    pub(super) fn run_slices(
+    /// Runs a unit of a merge of snapshots, unless it is done.
+    pub(super) fn run_average(
         &self,
         spec: &UnitSpec,
-        folder: &PlanFolder,
         range: &Range<usize>,
         cancel: &StopFlag,
     ) -> Result<bool, EngineError> {
+        let folder = &PlanFolder::open(&spec.folder)?;
         let name = spec.work.name();
+        if folder.has(&name) {
+            return Ok(false);
+        }
         let attempt = attempt();
         let result = (|| {
             let plan = self.merge_plan(folder)?;
@@ -283,7 +286,7 @@ impl UnitWorker {
             }
             folder.put(
                 &name,
-                &SlicesDone {
+                &AverageDone {
                     range: range.clone(),
                 },
             )
@@ -347,7 +350,7 @@ mod tests {
             done: &mut dyn FnMut(&UnitSpec),
             stop: &StopFlag,
         ) -> Result<(), EngineError> {
-            assert_eq!(phase, Phase::Slices);
+            assert_eq!(phase, Phase::Average);
             let half = units.len() / 2;
             units.rotate_left(half);
             for unit in &units {
@@ -396,7 +399,7 @@ mod tests {
         .unwrap();
         let (here, there) = (root.path().join("here"), root.path().join("there"));
         let stop = StopFlag::default();
-        let drive = |output, inputs| MergeDrive {
+        let drive = |output, inputs| AverageDrive {
             inputs,
             output,
             settings: &settings,
@@ -443,7 +446,7 @@ mod tests {
             let covered: Vec<usize> = cut(steps, length)
                 .into_iter()
                 .flat_map(|work| match work {
-                    Work::Slices { range, .. } => range,
+                    Work::Average { range, .. } => range,
                     _ => 0..0,
                 })
                 .collect();
