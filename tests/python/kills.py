@@ -14,7 +14,7 @@ import pmill
 
 TABLES = ("vocab", "outside", "pairs")
 SOURCES = ["uri", "size", "etag", "rows", "tokens", "status", "message"]
-NAMES = ("count", "recount", "retract", "retract rows", "merge", "remap")
+NAMES = ("count", "recount", "retract", "retract rows", "merge", "remap", "compact")
 
 
 def version_files(folder, version):
@@ -52,11 +52,40 @@ def visible(job):
     return seen
 
 
+def split(job, parts=5):
+    """Cuts the newest file of pairs into several, as a count of a large corpus leaves them."""
+    (path,) = job.files("pairs")
+    rows = pmill.pq.read_table(path)
+    lefts = rows["left_id"].to_numpy()
+    cuts = {int((lefts < lefts[rows.num_rows * part // parts]).sum()) for part in range(1, parts)}
+    bounds = sorted({0, *cuts, rows.num_rows})
+    entry = sorted((job.folder("pairs") / "_delta_log").glob("*.json"))[-1]
+    lines = [json.loads(line) for line in entry.read_text().splitlines()]
+    lines, (add,) = [line for line in lines if "add" not in line], [line["add"] for line in lines if "add" in line]
+    for number, (start, end) in enumerate(zip(bounds, bounds[1:])):
+        part = rows.slice(start, end - start)
+        name = f"part-{number:05}-{'f' * 16}.parquet"
+        pmill.pq.write_table(part, path.parent / name)
+        values = {column: [part[column].to_numpy().min(), part[column].to_numpy().max()] for column in part.column_names}
+        stats = {
+            "numRecords": part.num_rows,
+            "minValues": {column: int(low) for column, (low, _) in values.items()},
+            "maxValues": {column: int(high) for column, (_, high) in values.items()},
+            "nullCount": {column: 0 for column in values},
+        }
+        size = (path.parent / name).stat().st_size
+        lines.append({"add": add | {"path": name, "size": size, "stats": json.dumps(stats)}})
+    entry.write_text("\n".join(map(json.dumps, lines)))
+    path.unlink()
+
+
 class Change:
     """A command, the warehouse that it changes, and what it must come to."""
 
     def __init__(self, name, warehouse, arguments, scratch):
         self.name, self.before, self.arguments, self.scratch = name, warehouse, arguments, scratch
+        # Logs that were seen to stay as they are when the finished command is run once more.
+        self.settled = set()
         self.old = visible(pmill.Job(warehouse, "j"))
         done = self.copy("undisturbed")
         log = scratch / "points"
@@ -114,8 +143,11 @@ class Change:
         self.run(job)
         assert visible(job) == self.new, f"{where}: run again, the table is another than the undisturbed one"
         assert job.orphans() == [], f"{where}: files are left over"
-        assert self.run(job)["status"] == "unchanged", where
-        assert visible(job) == self.new, where
+        logs = tuple(sorted(str(path.relative_to(job.warehouse)) for path in job.warehouse.rglob("*")))
+        if logs not in self.settled:
+            assert self.run(job)["status"] == "unchanged", where
+            assert visible(job) == self.new, where
+            self.settled.add(logs)
 
 
 def texts(seed, rows):
@@ -129,8 +161,8 @@ def texts(seed, rows):
 
 def changes(folder, names=NAMES):
     """The changes to kill, each on a warehouse of its own in `folder`."""
-    files = [pmill.write(folder / "in" / f"{number}.parquet", texts(number, 60)) for number in range(4)]
-    a, b, c, d = files
+    inputs = [pmill.write(folder / "in" / f"{number}.parquet", texts(number, 60)) for number in range(4)]
+    a, b, c, d = inputs
     settings = ["--text", "TEXT", "--vocab-size", "25", "--context", "window", "--window", "3", "--weight", "harmonic", "--threads", "2"]
     old = folder / "old" / "1.parquet"
     old.parent.mkdir()
@@ -161,7 +193,12 @@ def changes(folder, names=NAMES):
         "retract rows": ["retract", *job, "--input", a, "--where", "\"TEXT\" LIKE '%w1%'"],
         "merge": ["merge", *job, "--from", parts / "same"],
         "remap": ["merge", *job, "--from", parts / "other", "--remap"],
+        "compact": ["compact", *job],
     }
+    # What a large corpus leaves: more than one file of pairs.
+    many = folder / "many"
+    shutil.copytree(two, many)
+    split(pmill.Job(many, "j"), 3)
     scratch = folder / "scratch"
     scratch.mkdir()
-    return [Change(name, two, commands[name], scratch) for name in names]
+    return [Change(name, many if name == "compact" else two, commands[name], scratch) for name in names]

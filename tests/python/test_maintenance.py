@@ -14,6 +14,7 @@ import pytest
 from deltalake import DeltaTable
 
 import pmill
+from kills import split
 
 
 def inspect(job, *flags, **options):
@@ -182,32 +183,6 @@ def test_an_older_version_is_read_whole(counted):
     result = pmill.run("sql", "--warehouse", counted.warehouse, "--version", "j=7", "SELECT 1", code=2)
     assert "it has versions 0 to 1" in result.err
     assert verified(counted, "--version", "0")["sound"]
-
-
-def split(job, parts=5):
-    """Cuts the newest file of pairs into several, as a count of a large corpus leaves them."""
-    (path,) = job.files("pairs")
-    rows = pq.read_table(path)
-    lefts = rows["left_id"].to_numpy()
-    bounds = [0, *(int((lefts < lefts[rows.num_rows * part // parts]).sum()) for part in range(1, parts)), rows.num_rows]
-    entry = sorted((job.folder("pairs") / "_delta_log").glob("*.json"))[-1]
-    lines = [json.loads(line) for line in entry.read_text().splitlines()]
-    lines, (add,) = [line for line in lines if "add" not in line], [line["add"] for line in lines if "add" in line]
-    for number, (start, end) in enumerate(zip(bounds, bounds[1:])):
-        part = rows.slice(start, end - start)
-        name = f"part-{number:05}-{'f' * 16}.parquet"
-        pq.write_table(part, path.parent / name)
-        values = {column: [part[column].to_numpy().min(), part[column].to_numpy().max()] for column in part.column_names}
-        stats = {
-            "numRecords": part.num_rows,
-            "minValues": {column: int(low) for column, (low, _) in values.items()},
-            "maxValues": {column: int(high) for column, (_, high) in values.items()},
-            "nullCount": {column: 0 for column in values},
-        }
-        size = (path.parent / name).stat().st_size
-        lines.append({"add": add | {"path": name, "size": size, "stats": json.dumps(stats)}})
-    entry.write_text("\n".join(map(json.dumps, lines)))
-    path.unlink()
 
 
 def command(job, name, *flags, **options):

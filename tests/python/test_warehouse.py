@@ -341,7 +341,7 @@ def test_the_same_terms_in_another_order_are_summed_without_asking(tmp_path):
     assert pmill.Job(tmp_path / "wh", "n").pairs() == both.pairs()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 def test_any_sequence_of_changes_equals_the_count_of_what_remains(seed, tmp_path):
     draw = random.Random(seed)
     texts = {number: kills.texts(number, 40) for number in range(8)}
@@ -355,7 +355,7 @@ def test_any_sequence_of_changes_equals_the_count_of_what_remains(seed, tmp_path
     left = {0: set(range(40))}
     for step in range(9):
         away = [number for number in files if number not in left]
-        kind = draw.choice(["count", "merge", "retract", "rows", "rows"])
+        kind = draw.choice(["count", "merge", "retract", "rows", "rows", "compact"])
         if kind == "count" and away:
             new = draw.sample(away, draw.randint(1, len(away)))
             pmill.count(tmp_path / "wh", "j", [files[n] for n in [*left, *new]], "TEXT", *flags)
@@ -378,6 +378,10 @@ def test_any_sequence_of_changes_equals_the_count_of_what_remains(seed, tmp_path
             retract(job, *[files[number] for number in some], flags=["--where", f"n >= {low} AND n < {high}"])
             for number in some:
                 left[number] -= set(range(low, high))
+        elif kind == "compact" and len(job.pairs()) > 9:
+            kills.split(job, draw.randint(2, 4))
+            done = pmill.run("compact", "--warehouse", tmp_path / "wh", "--name", "j", "--json").json
+            assert (done["status"], done["files"]) == ("compacted", 1)
         rows = [texts[number][row].split() for number, kept in left.items() for row in sorted(kept)]
         assert tables(job) == oracle(job, rows), f"step {step}: {kind}"
         assert job.facts()["rows"] == len(rows)
