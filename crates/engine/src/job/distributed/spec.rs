@@ -74,6 +74,16 @@ pub enum Work {
         /// The left ids.
         range: Range<u32>,
     },
+    /// Sum a file of `pairs` by rows and columns, for marginals.
+    Sum {
+        /// The file's number.
+        number: usize,
+    },
+    /// Score a file of `pairs`.
+    Score {
+        /// The file's number.
+        number: usize,
+    },
 }
 
 impl Work {
@@ -95,6 +105,8 @@ impl Work {
             }
             Self::Count { number, .. } => format!("count-{number:05}"),
             Self::Reduce { number, .. } => format!("range-{number:05}"),
+            Self::Sum { number } => format!("sum-{number:05}"),
+            Self::Score { number } => format!("score-{number:05}"),
         }
     }
 
@@ -106,7 +118,9 @@ impl Work {
             Self::Terms { unit, .. } => unit.number,
             Self::Fold { number, .. }
             | Self::Count { number, .. }
-            | Self::Reduce { number, .. } => *number,
+            | Self::Reduce { number, .. }
+            | Self::Sum { number }
+            | Self::Score { number } => *number,
         }
     }
 
@@ -116,7 +130,7 @@ impl Work {
         match self {
             Self::Average { .. } => Vec::new(),
             Self::Terms { unit, .. } => unit.files.iter().map(|f| f.input.display()).collect(),
-            Self::Fold { .. } | Self::Count { .. } | Self::Reduce { .. } => Vec::new(),
+            _ => Vec::new(),
         }
     }
 }
