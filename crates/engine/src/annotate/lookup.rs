@@ -165,11 +165,7 @@ impl Lookup {
     }
 
     /// Answers what is still asked.
-    pub(super) fn answer(
-        &self,
-        queue: &mut Queue,
-        mut found: impl FnMut(u32, u32, Option<Pair>),
-    ) {
+    pub(super) fn answer(&self, queue: &mut Queue, mut found: impl FnMut(u32, u32, Option<Pair>)) {
         for (key, place) in queue.asked.drain(..) {
             let pair = match place.checked_sub(self.dense.len()) {
                 None => Some(self.dense[place]).filter(|pair| !pair.score.is_nan()),
@@ -205,7 +201,9 @@ mod tests {
     /// Every pair of `terms × terms` around the square's edge, as a map says it and as asked.
     fn compare(terms: u32, all: &BTreeMap<(u32, u32), Pair>) {
         let mut lookup = Lookup::new(terms as usize, all.len() as u64);
-        let pairs = all.iter().map(|((left, right), pair)| (*left, *right, *pair));
+        let pairs = all
+            .iter()
+            .map(|((left, right), pair)| (*left, *right, *pair));
         lookup.push(pairs).unwrap();
         let (mut queue, mut asked, mut answers) = (Queue::default(), Vec::new(), Vec::new());
         let near = (0..40).chain(DENSE as u32 - 40..DENSE as u32 + 40);
