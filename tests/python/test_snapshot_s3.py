@@ -183,7 +183,7 @@ def test_a_store_that_stumbles_changes_nothing(fault, store, agents, merged):
 def test_a_store_that_goes_away_ends_with_try_again_and_no_model(store):
     places = small(store)
     expected = None
-    for after in range(4, 60, 3):
+    for after in range(4, 60, 8):
         store.proxy.fault = lambda number, *_, first=store.proxy.seen, after=after: (
             "gone" if number - first >= after else None
         )
