@@ -70,7 +70,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Count co-occurrences of a Parquet corpus into a table
-    Count(count::CountArgs),
+    Count(Box<count::CountArgs>),
     /// Commit a job whose shards are done
     Commit(units::CommitArgs),
     /// Run a cluster's scheduler
