@@ -24,6 +24,7 @@ import urllib.request
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import psycopg
 import pyarrow.parquet as pq
 
@@ -53,17 +54,22 @@ def live_files(folder):
     return [str(folder / name) for name in sorted(live)]
 
 
-def questions(files, seed, batch, every):
-    """An endless mix: half neighbours, half pairs, and one batch in `every`."""
-    source = random.Random(seed)
+def sample(files, seed):
+    """Pairs of the table, drawn from a few row groups of each file, 5,000 of each."""
+    source = np.random.default_rng(seed)
     pairs = []
     for file in files:
         reader = pq.ParquetFile(file)
-        groups = source.sample(range(reader.num_row_groups), min(4, reader.num_row_groups))
-        for group in groups:
-            rows = reader.read_row_group(group, columns=["left", "right"])
-            for row in source.sample(range(rows.num_rows), min(5000, rows.num_rows)):
-                pairs.append((rows["left"][row].as_py(), rows["right"][row].as_py()))
+        for group in source.permutation(reader.num_row_groups)[:4]:
+            rows = reader.read_row_group(int(group), columns=["left", "right"])
+            rows = rows.take(source.choice(rows.num_rows, min(5000, rows.num_rows), replace=False))
+            pairs += zip(rows["left"].to_pylist(), rows["right"].to_pylist())
+    return pairs
+
+
+def questions(pairs, seed, batch, every):
+    """An endless mix: half neighbours, half pairs, and one batch in `every`."""
+    source = random.Random(seed)
     while True:
         draw = source.random()
         if draw < 1 / every:
@@ -157,7 +163,8 @@ def main():
     given = parser.parse_args()
     make_table(given.pmill, Path(given.warehouse), given.name, int(given.tokens))
     files = live_files(Path(given.warehouse) / given.name / "pmi")
-    mix = lambda seed: questions(files, seed, given.batch, given.batch_every)
+    pairs = sample(files, 1)
+    mix = lambda seed: questions(pairs, seed, given.batch, given.batch_every)
     rows = sum(pq.read_metadata(file).num_rows for file in files)
 
     command = [given.pmill, "serve", "--warehouse", given.warehouse, "--json", "--quiet"]

@@ -8,7 +8,7 @@
 #[must_use]
 pub fn names_encryption(footer: &[u8]) -> bool {
     const ENCRYPTION_ALGORITHM: i64 = 8;
-    let mut walk = Walk { bytes: footer };
+    let mut walk = Walk::new(footer);
     let mut field = 0;
     while let Some((id, kind)) = walk.field(field) {
         if id == ENCRYPTION_ALGORITHM {
@@ -25,11 +25,27 @@ pub fn names_encryption(footer: &[u8]) -> bool {
 /// Structs inside structs go no deeper than this in a sound footer.
 const DEEPEST: u32 = 32;
 
-struct Walk<'a> {
+/// Walks the fields of a struct in Thrift's compact protocol.
+pub(crate) struct Walk<'a> {
     bytes: &'a [u8],
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    /// A walk from the first field.
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes }
+    }
+
+    /// What was not walked yet.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The value of an integer field of this type; `None` if it is no integer.
+    pub(crate) fn integer(&mut self, kind: u8) -> Option<i64> {
+        matches!(kind, 4..=6).then(|| self.varint())?.map(zigzag)
+    }
+
     fn byte(&mut self) -> Option<u8> {
         let (first, rest) = self.bytes.split_first()?;
         self.bytes = rest;
@@ -54,23 +70,21 @@ impl Walk<'_> {
     }
 
     /// Id and type of the next field; `None` at the end of the struct.
-    fn field(&mut self, last: i64) -> Option<(i64, u8)> {
+    pub(crate) fn field(&mut self, last: i64) -> Option<(i64, u8)> {
         let head = self.byte()?;
         let kind = head & 0x0f;
         if kind == 0 {
             return None;
         }
         let id = match head >> 4 {
-            0 => {
-                let zigzag = self.varint()?;
-                (zigzag >> 1) as i64 ^ -((zigzag & 1) as i64)
-            }
+            0 => zigzag(self.varint()?),
             step => last + i64::from(step),
         };
         Some((id, kind))
     }
 
-    fn skip(&mut self, kind: u8, depth: u32) -> Option<()> {
+    /// Steps over a value of this type.
+    pub(crate) fn skip(&mut self, kind: u8, depth: u32) -> Option<()> {
         if depth > DEEPEST {
             return None;
         }
@@ -108,6 +122,10 @@ impl Walk<'_> {
             _ => None,
         }
     }
+}
+
+fn zigzag(value: u64) -> i64 {
+    (value >> 1) as i64 ^ -((value & 1) as i64)
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ pub mod memory;
 pub mod merge_tables;
 mod ngrams_function;
 pub mod outside;
+mod pages;
 pub mod pairs_table;
 pub mod progress;
 pub mod read;

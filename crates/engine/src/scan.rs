@@ -31,11 +31,8 @@ use crate::expression::{RowPlan, RowSpec, projected};
 use crate::footer;
 use crate::input::InputFile;
 use crate::memory::ByteSize;
+use crate::pages::{self, CheckedReaders};
 use crate::unwind;
-
-/// What a compressed chunk may swell to before it is taken for a bomb, when it is also large
-/// against the memory limit. Text compresses 2 to 10 times, a constant column some hundreds.
-const LARGEST_HONEST_RATIO: u64 = 64;
 
 /// A row group of the text column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,8 +155,7 @@ impl Scanner {
                     sizes.uncompressed += u64::try_from(chunk.uncompressed_size()).unwrap_or(0);
                 }
             }
-            let swollen = sizes.uncompressed > self.limit.0 / 4
-                && sizes.uncompressed / sizes.compressed.max(1) > LARGEST_HONEST_RATIO;
+            let swollen = pages::swollen(sizes.compressed, sizes.uncompressed, self.limit);
             if swollen || sizes.compressed > self.limit.0 / 2 {
                 return Err(fault(FileFault::TooLarge {
                     row_group: index,
@@ -235,9 +231,13 @@ impl Scanner {
             .get_file_metadata_cache();
         let mut plan = ParquetAccessPlan::new_none(file.row_groups.len());
         plan.scan(row_group);
-        let source = ParquetSource::new(file.schema.clone()).with_parquet_file_reader_factory(
-            Arc::new(CachedParquetFileReaderFactory::new(store, cache)),
-        );
+        let readers = CheckedReaders {
+            inner: Arc::new(CachedParquetFileReaderFactory::new(store, cache)),
+            row_group,
+            limit: self.limit,
+        };
+        let source = ParquetSource::new(file.schema.clone())
+            .with_parquet_file_reader_factory(Arc::new(readers));
         let config =
             FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), Arc::new(source))
                 .with_file(PartitionedFile::new_from_meta(meta).with_extension(plan))
