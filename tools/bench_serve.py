@@ -194,9 +194,9 @@ def main():
         # The same answers first, which also waits until the index is there.
         ask, close = pmill_client()
         other, other_close = duckdb_client()
-        sample = mix(12345)
+        first = mix(12345)
         for _ in range(10):
-            _, query, values = next(sample)
+            _, query, values = next(first)
             mine, theirs = ask(query, values), other(query, values)
             assert len(mine) == len(theirs), (query, values)
             for a, b in zip(mine, theirs):

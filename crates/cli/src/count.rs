@@ -420,3 +420,25 @@ fn describe_plan(plan: &CountPlan) -> String {
     let _ = writeln!(text, "  outputs: {}", plan.outputs.join(", "));
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::Pipeline;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        count: CountArgs,
+    }
+
+    #[test]
+    fn what_is_not_given_is_the_same_for_flags_and_for_pipelines() {
+        let line = "pmill --warehouse w --name j --input f --text t";
+        let line = Line::try_parse_from(line.split(' ')).unwrap();
+        let pipeline = Pipeline::parse("[input]\ntext = 't'\n", &[]).unwrap();
+        let given = line.count.settings().ok();
+        assert_eq!(given, Some(pipeline.count_settings()));
+    }
+}

@@ -141,7 +141,7 @@ impl Pipeline {
             .map_err(|message| Failure::user(format!("`{}`: {message}", path.display())))
     }
 
-    fn parse(text: &str, settings: &[String]) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str, settings: &[String]) -> Result<Self, String> {
         parse(text, settings)
     }
 

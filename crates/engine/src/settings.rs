@@ -104,17 +104,28 @@ impl ContextSettings {
 }
 
 /// Which terms are counted.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VocabularySettings {
     /// At most so many terms, the most frequent ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u32>,
-    /// Only terms that occur this often.
+    /// Only terms that occur this often; 0 is as 1.
     pub min_count: u64,
     /// Only the terms of this file, one a line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
+}
+
+impl Default for VocabularySettings {
+    /// All terms that occur.
+    fn default() -> Self {
+        Self {
+            size: None,
+            min_count: 1,
+            file: None,
+        }
+    }
 }
 
 impl VocabularySettings {
@@ -258,8 +269,8 @@ impl RecordedSettings {
         );
         compare(
             "vocabulary.min_count",
-            a.min_count.to_string(),
-            b.min_count.to_string(),
+            a.min_count.max(1).to_string(),
+            b.min_count.max(1).to_string(),
         );
         compare(
             "vocabulary.file (digest)",

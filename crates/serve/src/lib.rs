@@ -21,6 +21,7 @@ pub mod limits;
 pub mod listen;
 pub mod metrics;
 pub mod pairs;
+pub mod parsing;
 pub mod postgres;
 pub mod runs;
 pub mod server;

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use datafusion::catalog::{
@@ -50,6 +50,8 @@ pub enum Dialect {
 
 /// How long the list of a warehouse in an object store is believed.
 const REMOTE_LIST: Duration = Duration::from_secs(1);
+/// Bytes of a statement whose plan is kept, at most.
+const LONGEST_KEPT: usize = 4096;
 /// Logical plans kept for one snapshot.
 const PLANS: usize = 512;
 
@@ -63,6 +65,46 @@ pub struct Library {
     /// Whether files can be named in `FROM`.
     files: bool,
     newest: Mutex<Option<(Arc<Snapshot>, Instant)>>,
+    logs: Logs,
+}
+
+/// The newest versions of tables in local folders. A log that has not been touched is not listed again:
+/// this is asked for every query.
+#[derive(Default)]
+struct Logs(Mutex<HashMap<(JobName, &'static str), Listed>>);
+
+/// When a log was touched last, and the newest version that a listing after that found.
+type Listed = (SystemTime, Option<u64>);
+
+/// Clocks of file systems tick slowly: a folder that changed within this long may have changed again
+/// without a new time.
+const TICK: Duration = Duration::from_secs(2);
+
+impl Logs {
+    fn newest(&self, job: &JobName, table: &'static str, log: &std::path::Path) -> Option<u64> {
+        let modified = std::fs::metadata(log).and_then(|found| found.modified());
+        let modified = modified.ok()?;
+        let key = (job.clone(), table);
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = modified.elapsed().is_ok_and(|age| age > TICK);
+        if old
+            && let Some((at, version)) = known.get(&key)
+            && *at == modified
+        {
+            return *version;
+        }
+        let version = std::fs::read_dir(log)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| version_of(entry.file_name().to_str()?))
+            .max();
+        // A listing within the tick may miss what comes in the rest of it: it is not kept.
+        if old {
+            known.insert(key, (modified, version));
+        }
+        version
+    }
 }
 
 impl Library {
@@ -90,6 +132,7 @@ impl Library {
             pg,
             files,
             newest: Mutex::new(None),
+            logs: Logs::default(),
         })
     }
 
@@ -151,14 +194,9 @@ impl Library {
                 else {
                     continue;
                 };
-                let newest = |table: &str| {
+                let newest = |table| {
                     let log = entry.path().join(table).join("_delta_log");
-                    std::fs::read_dir(log)
-                        .into_iter()
-                        .flatten()
-                        .flatten()
-                        .filter_map(|entry| version_of(entry.file_name().to_str()?))
-                        .max()
+                    self.logs.newest(&name, table, &log)
                 };
                 if let Some(pairs) = newest("pairs") {
                     let pmi = newest("pmi");
@@ -308,8 +346,12 @@ impl Snapshot {
         plans.get(&(dialect, sql.to_owned())).cloned()
     }
 
-    /// Keeps the plan of a statement for the life of the snapshot.
+    /// Keeps the plan of a statement for the life of the snapshot, unless the statement is long: it
+    /// brings its data along, and will hardly come again.
     pub fn keep_plan(&self, dialect: Dialect, sql: &str, plan: Arc<LogicalPlan>) {
+        if sql.len() > LONGEST_KEPT {
+            return;
+        }
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if plans.len() >= PLANS {
             plans.clear();
@@ -496,5 +538,33 @@ impl SchemaProvider for JobSchema {
             "outside" => self.mark.outside,
             name => TABLES.contains(&name),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_listed_again_once_it_was_touched() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path();
+        let (logs, job) = (Logs::default(), JobName::new("a").unwrap());
+        let newest = || logs.newest(&job, "pairs", log);
+        assert_eq!(newest(), None);
+        // Within one tick of the clock too.
+        for version in 0..5_u64 {
+            std::fs::write(log.join(format!("{version:020}.json")), "").unwrap();
+            assert_eq!(newest(), Some(version));
+        }
+        let before = SystemTime::now() - Duration::from_secs(60);
+        std::fs::File::open(log)
+            .unwrap()
+            .set_modified(before)
+            .unwrap();
+        assert_eq!((newest(), newest()), (Some(4), Some(4)));
+        std::fs::write(log.join(format!("{:020}.json", 5)), "").unwrap();
+        assert_eq!(newest(), Some(5));
+        assert_eq!(logs.newest(&job, "pmi", &log.join("none")), None);
     }
 }

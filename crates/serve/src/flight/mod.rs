@@ -3,7 +3,7 @@
 mod lists;
 mod sql;
 mod statements;
-mod ticket;
+pub(crate) mod ticket;
 
 use std::net::IpAddr;
 use std::sync::Arc;

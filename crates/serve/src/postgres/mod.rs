@@ -3,7 +3,7 @@
 
 pub mod catalog;
 mod handlers;
-mod rewrite;
+pub(crate) mod rewrite;
 mod savepoints;
 mod socket;
 mod startup;

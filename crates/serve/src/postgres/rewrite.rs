@@ -22,7 +22,7 @@ use datafusion::sql::sqlparser::ast::{
 const NOTHING: [&str; 3] = ["pg_attrdef", "pg_sequence", "pg_collation"];
 
 /// Rewrites a statement in place.
-pub(super) fn rewrite(statement: &mut Statement) {
+pub(crate) fn rewrite(statement: &mut Statement) {
     // The visitor never breaks off.
     let _ = VisitMut::visit(statement, &mut Rewriter);
 }
@@ -217,7 +217,7 @@ fn setting(name: &str) -> Option<&'static str> {
 }
 
 /// A pattern with its own escape character, said with backslashes. No escape character is an empty one.
-fn backslashed(pattern: &str, escape: &str) -> Result<String> {
+pub(crate) fn backslashed(pattern: &str, escape: &str) -> Result<String> {
     let mut letters = escape.chars();
     let escape = letters.next();
     if letters.next().is_some() {

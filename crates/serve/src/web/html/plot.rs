@@ -57,7 +57,12 @@ pub(super) fn plot(out: &mut String, rows: &[Neighbour]) -> std::fmt::Result {
             text = y(level) + 4.0
         )?;
     }
-    for count in ticks(10_f64.powf(from), 10_f64.powf(to)) {
+    let mut marks = ticks(10_f64.powf(from), 10_f64.powf(to));
+    if marks.is_empty() {
+        marks.extend([least, most]);
+        marks.dedup();
+    }
+    for count in marks {
         write!(
             out,
             "<path d=\"M{at:.1} {bottom}v5\" stroke=\"#7b8490\"/>\
@@ -228,7 +233,7 @@ mod tests {
         assert_eq!(out.matches("<circle").count(), 2);
         let mut one = String::new();
         plot(&mut one, &[row("w", 7.0, 2.0)]).unwrap();
-        assert!(!one.contains("NaN") && one.contains(">5<"), "{one}");
+        assert!(!one.contains("NaN") && one.contains(">7<"), "{one}");
         let mut none = String::new();
         plot(&mut none, &[row("w", 1.0, f64::NAN)]).unwrap();
         assert!(none.is_empty());
