@@ -159,14 +159,29 @@ impl Counting<'_> {
         &self,
         tokens: TokenStore,
         maps: &[Vec<u32>],
+        full: impl FnMut(TokenBlock) -> Result<TokenBlock, EngineError>,
+    ) -> Result<TokenBlock, EngineError> {
+        self.fill_slices(tokens, maps, &[], full)
+    }
+
+    /// The same for chunks of slices. `offsets` has, by dictionary, the first id of the slice that is in
+    /// it; `None` for a slice that is none any more: its rows count nowhere.
+    ///
+    /// # Errors
+    /// Those of the chunks and of `full`.
+    pub fn fill_slices(
+        &self,
+        tokens: TokenStore,
+        maps: &[Vec<u32>],
+        offsets: &[Option<u32>],
         mut full: impl FnMut(TokenBlock) -> Result<TokenBlock, EngineError>,
     ) -> Result<TokenBlock, EngineError> {
         let (needed, in_memory) = (self.needed_for(&tokens)?, tokens.in_memory()?);
         if in_memory && needed <= self.block_bytes && self.kernel.context != Context::Row {
-            return self.fill_at_once(tokens, maps);
+            return self.fill_at_once(tokens, maps, offsets);
         }
         let mut block = TokenBlock::with_budget(&self.kernel, needed.min(self.block_bytes))?;
-        let mut mapper = RowMapper::new(maps, self.keep.as_deref());
+        let mut mapper = RowMapper::new(maps, offsets, self.keep.as_deref());
         let (expected, mut poured) = (tokens.size()?.0, 0);
         for chunk in tokens.into_chunks()? {
             let chunk = chunk?;
@@ -191,6 +206,7 @@ impl Counting<'_> {
         &self,
         tokens: TokenStore,
         maps: &[Vec<u32>],
+        offsets: &[Option<u32>],
     ) -> Result<TokenBlock, EngineError> {
         let expected = tokens.size()?.0;
         let chunks = tokens.into_chunks()?;
@@ -207,7 +223,7 @@ impl Counting<'_> {
             // Both are taken from the end, so that a chunk meets its piece and leaves memory.
             let queue = Mutex::new((chunks, pieces));
             workers::run(self.threads, self.stop, |_| {
-                let mut mapper = RowMapper::new(maps, self.keep.as_deref());
+                let mut mapper = RowMapper::new(maps, offsets, self.keep.as_deref());
                 let mut tallies = Vec::new();
                 loop {
                     if self.stop.is_set() {
@@ -376,18 +392,22 @@ fn check_poured(expected: u64, poured: u64) -> Result<(), EngineError> {
 /// Rows of chunks as the kernel takes them: in the vocabulary's ids, subsampled.
 struct RowMapper<'a> {
     maps: &'a [Vec<u32>],
+    offsets: &'a [Option<u32>],
     keep: Option<&'a [f64]>,
     ids: Vec<u32>,
     thinned: Vec<u32>,
+    moved: Vec<u32>,
 }
 
 impl<'a> RowMapper<'a> {
-    fn new(maps: &'a [Vec<u32>], keep: Option<&'a [f64]>) -> Self {
+    fn new(maps: &'a [Vec<u32>], offsets: &'a [Option<u32>], keep: Option<&'a [f64]>) -> Self {
         Self {
             maps,
+            offsets,
             keep,
             ids: Vec::new(),
             thinned: Vec::new(),
+            moved: Vec::new(),
         }
     }
 
@@ -397,6 +417,7 @@ impl<'a> RowMapper<'a> {
         mut take: impl FnMut(&[u32]) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
         let map = self.maps.get(chunk.dictionary as usize);
+        let offset = self.offsets.get(chunk.dictionary as usize);
         for row in chunk.rows() {
             let ids = match map {
                 None => row,
@@ -410,11 +431,22 @@ impl<'a> RowMapper<'a> {
                     &self.ids[..]
                 }
             };
-            match self.keep {
-                None => take(ids)?,
+            let ids = match self.keep {
+                None => ids,
                 Some(keep) => {
                     subsample_row(ids, keep, &mut self.thinned);
-                    take(&self.thinned)?;
+                    &self.thinned[..]
+                }
+            };
+            match offset {
+                None => take(ids)?,
+                Some(offset) => {
+                    self.moved.clear();
+                    self.moved.extend(ids.iter().map(|&id| match offset {
+                        Some(first) if id != OUT_OF_VOCABULARY => first + id,
+                        _ => OUT_OF_VOCABULARY,
+                    }));
+                    take(&self.moved)?;
                 }
             }
         }

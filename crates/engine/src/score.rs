@@ -313,7 +313,11 @@ pub fn score(
     }
 
     let files = job.pairs.files()?;
-    let terms = session.wait(Terms::read(session.context(), &job))?;
+    let terms = session.wait(Terms::read(
+        session.context(),
+        &job,
+        counted.given.slice.is_some(),
+    ))?;
     let one_partition = session.context().copied_config().with_target_partitions(1);
     let scorer = Scorer {
         session: &session,
@@ -333,16 +337,25 @@ pub fn score(
         recorded: &recorded,
         batch: digest(&recorded, job.pairs.version()),
     };
+    // Ids of one slice; all of them, when there are no slices.
+    let terms_a_slice = match counted.given.slice {
+        None => terms.tokens.len(),
+        Some(_) => usize::try_from(facts.terms).unwrap_or(usize::MAX),
+    };
     let marginals = match recorded.marginals {
         Marginals::Documents => {
             let documents: Arc<[f64]> = terms.documents.iter().map(|count| *count as f64).collect();
             Totals {
                 left: documents.clone(),
                 right: documents,
-                n: facts.rows as f64,
+                n: match facts.slices.as_slice() {
+                    [] => vec![facts.rows as f64],
+                    slices => slices.iter().map(|slice| slice.rows as f64).collect(),
+                },
+                terms: terms_a_slice,
             }
         }
-        Marginals::Pairs => scorer.sums(terms.tokens.len())?,
+        Marginals::Pairs => scorer.sums(terms.tokens.len(), terms_a_slice)?,
     };
     let (schema, written) = scorer.write(&terms, &marginals)?;
     let pairs = written.iter().map(|file| file.rows).sum();
@@ -373,26 +386,42 @@ fn digest(recorded: &RecordedScore, pairs_version: u64) -> String {
 struct Terms {
     tokens: StringArray,
     documents: Vec<u64>,
+    /// The slice of each id, when the job is counted by slice.
+    slices: Option<StringArray>,
 }
 
 impl Terms {
-    async fn read(context: &SessionContext, job: &Job) -> Result<Self, EngineError> {
+    async fn read(context: &SessionContext, job: &Job, sliced: bool) -> Result<Self, EngineError> {
         let frame = context
             .read_table(job.vocab.provider().await?)
-            .and_then(|frame| frame.select_columns(&["id", "token", "documents"]))
+            .and_then(|frame| match sliced {
+                false => frame.select_columns(&["id", "token", "documents"]),
+                true => frame.select_columns(&["id", "token", "documents", "slice"]),
+            })
             .map_err(query)?;
         let batches = frame.collect().await.map_err(query)?;
-        let mut rows: Vec<(i32, String, u64)> = Vec::new();
+        let mut rows: Vec<(i32, String, u64, Option<String>)> = Vec::new();
         for batch in batches {
             let ids = batch.column(0).as_primitive::<Int32Type>().clone();
             let tokens = arrow::compute::cast(batch.column(1), &DataType::Utf8)
                 .map_err(|error| EngineError::Bug(error.to_string()))?;
             let documents = batch.column(2).as_primitive::<Int64Type>().clone();
+            let slices = match sliced {
+                false => None,
+                true => Some(
+                    arrow::compute::cast(batch.column(3), &DataType::Utf8)
+                        .map_err(|error| EngineError::Bug(error.to_string()))?,
+                ),
+            };
             for row in 0..batch.num_rows() {
+                let slice = slices.as_ref().map(|slices| slices.as_string::<i32>());
                 rows.push((
                     ids.value(row),
                     tokens.as_string::<i32>().value(row).to_owned(),
                     u64::try_from(documents.value(row)).unwrap_or(0),
+                    slice
+                        .filter(|slices| slices.is_valid(row))
+                        .map(|slices| slices.value(row).to_owned()),
                 ));
             }
         }
@@ -409,6 +438,7 @@ impl Terms {
         Ok(Self {
             tokens: StringArray::from_iter_values(rows.iter().map(|row| &row.1)),
             documents: rows.iter().map(|row| row.2).collect(),
+            slices: sliced.then(|| StringArray::from_iter(rows.iter().map(|row| row.3.as_deref()))),
         })
     }
 }
@@ -417,7 +447,10 @@ impl Terms {
 struct Totals {
     left: Arc<[f64]>,
     right: Arc<[f64]>,
-    n: f64,
+    /// By slice; one, when there are no slices.
+    n: Vec<f64>,
+    /// Ids of a slice.
+    terms: usize,
 }
 
 struct Scorer<'a> {
@@ -454,7 +487,7 @@ impl Scorer<'_> {
     }
 
     /// Row and column sums of the pair counts.
-    fn sums(&self, terms: usize) -> Result<Totals, EngineError> {
+    fn sums(&self, terms: usize, terms_a_slice: usize) -> Result<Totals, EngineError> {
         self.progress
             .phase("sum", self.files.len() as u64, Steps::Parts);
         let next = AtomicUsize::new(0);
@@ -489,22 +522,29 @@ impl Scorer<'_> {
         let natural = |sums: Vec<u128>| -> Arc<[f64]> {
             sums.into_iter().map(|sum| sum as f64 / self.unit).collect()
         };
+        let n = |sums: &[u128]| -> Vec<f64> {
+            sums.chunks(terms_a_slice.max(1))
+                .map(|slice| slice.iter().sum::<u128>() as f64 / self.unit)
+                .collect()
+        };
         if self.symmetric {
             // Seen from both words; a pair of a term with itself is in both sums, as it should.
             let both: Vec<u128> = left.iter().zip(&right).map(|(a, b)| a + b).collect();
-            let n: u128 = both.iter().sum();
+            let n = n(&both);
             let both = natural(both);
             return Ok(Totals {
                 left: both.clone(),
                 right: both,
-                n: n as f64 / self.unit,
+                n,
+                terms: terms_a_slice,
             });
         }
-        let n: u128 = left.iter().sum();
+        let n = n(&left);
         Ok(Totals {
             left: natural(left),
             right: natural(right),
-            n: n as f64 / self.unit,
+            n,
+            terms: terms_a_slice,
         })
     }
 
@@ -517,10 +557,12 @@ impl Scorer<'_> {
             ["n_xy", "n_x", "n_y", "n"].map(|name| Field::new(name, DataType::Float64, false));
         let counts_schema = Arc::new(Schema::new(counts.to_vec()));
         let expressions = self.expressions(&counts_schema)?;
-        let mut fields = vec![
+        let slice = Field::new("slice", DataType::Utf8, true);
+        let mut fields: Vec<Field> = terms.slices.iter().map(|_| slice.clone()).collect();
+        fields.extend([
             Field::new("left", DataType::Utf8, false),
             Field::new("right", DataType::Utf8, false),
-        ];
+        ]);
         fields.extend(counts);
         fields.extend(
             self.recorded
@@ -631,7 +673,16 @@ impl Scorer<'_> {
         };
         let n_x = marginal(&totals.left, left);
         let n_y = marginal(&totals.right, right);
-        let n = vec![totals.n; natural.len()];
+        // A pair is of one slice, so its left id tells which.
+        let n: Vec<f64> = match totals.n.as_slice() {
+            [n] => vec![*n; natural.len()],
+            by_slice => {
+                let of = |id: &i32| by_slice.get(*id as usize / totals.terms.max(1));
+                left.iter()
+                    .map(|id| of(id).copied().unwrap_or(0.0))
+                    .collect()
+            }
+        };
         let array = |values: Vec<f64>| -> ArrayRef { Arc::new(Float64Array::from(values)) };
         let plus =
             |values: &[f64], more: f64| array(values.iter().map(|value| value + more).collect());
@@ -645,18 +696,20 @@ impl Scorer<'_> {
             ],
         )
         .map_err(bug)?;
-        let words = |ids: &[i32]| {
+        let words = |of: &StringArray, ids: &[i32]| {
             let indices = UInt32Array::from_iter_values(ids.iter().map(|id| *id as u32));
-            take(&terms.tokens, &indices, None).map_err(bug)
+            take(of, &indices, None).map_err(bug)
         };
-        let mut columns = vec![
-            words(left)?,
-            words(right)?,
+        let slices = terms.slices.as_ref().map(|slices| words(slices, left));
+        let mut columns: Vec<ArrayRef> = slices.into_iter().collect::<Result<_, _>>()?;
+        columns.extend([
+            words(&terms.tokens, left)?,
+            words(&terms.tokens, right)?,
             array(natural),
             array(n_x),
             array(n_y),
             array(n),
-        ];
+        ]);
         for expression in expressions {
             let value = expression
                 .evaluate(&smoothed)
