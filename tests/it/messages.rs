@@ -268,6 +268,82 @@ fn the_help_of_count() {
           --dry-run
               Show inputs, plan and outputs; write nothing
 
+    Units:
+          --shard-count <N>
+              Do one shard's part of the job; commit with `pmill commit` when all shards are done
+
+          --shard-index <I>
+              Which shard, from 0 [default: JOB_COMPLETION_INDEX, or SLURM_ARRAY_TASK_ID]
+
+          --phase <PHASE>
+              End after the shard's part of one phase, without waiting for the other shards
+
+              Possible values:
+              - terms:  Read the input, collect terms
+              - count:  Count into runs
+              - reduce: Sum runs into table files
+
+          --take-over-after <SECONDS>
+              Do other shards' units when nothing has come for so long
+
+              [default: 60]
+
+          --patience <SECONDS>
+              Give up (exit code 75) when nothing has come for so long
+
+              [default: 3600]
+
+          --unit-size <SIZE>
+              Units: bytes of text of one, decompressed
+
+              [default: 256MiB]
+
+          --unit-timeout <SECONDS>
+              Units: seconds that one may take
+
+              [default: 3600]
+
+          --unit-attempts <N>
+              Units: times that one may end its process before the job gives it up
+
+              [default: 5]
+
+          --scratch <FOLDER>
+              Units: folder for temporary files [default: the system's]
+
+              [env: PMILL_SCRATCH=]
+
+    Cluster:
+          --cluster <URL>
+              Run the units on a cluster: the scheduler's URL, http://HOST:PORT or https://HOST:PORT
+
+              [env: PMILL_CLUSTER=]
+
+          --cluster-patience <SECONDS>
+              Give up (exit code 75) when nothing has come from the cluster for so long
+
+              [default: 600]
+
+          --tls-ca <FILE>
+              TLS: file of certificates (PEM) that the scheduler must have one of
+
+              [env: PMILL_TLS_CA=]
+
+          --tls-client-cert <FILE>
+              Mutual TLS: own certificate (PEM)
+
+              [env: PMILL_TLS_CLIENT_CERT=]
+
+          --tls-client-key <FILE>
+              Mutual TLS: key of the own certificate (PEM)
+
+              [env: PMILL_TLS_CLIENT_KEY=]
+
+          --token-file <FILE>
+              File of the token that the scheduler asks for
+
+              [env: PMILL_TOKEN_FILE=]
+
     Examples:
       # Captions: which words stand in the same caption
       pmill count --warehouse wh --name captions --input captions/ --text TEXT --vocab-size 20000
@@ -279,6 +355,8 @@ fn the_help_of_count() {
       # A new crawl into the same table: only new files are counted
       pmill count --warehouse wh --name web --input 'crawl/*.parquet' crawl-2/ --text text \
           --context window --window 10 --weight harmonic --tokenizer whitespace
+      # One of 8 shards, as a Kubernetes Indexed Job or a Slurm array runs it; then `pmill commit`
+      pmill count --warehouse wh --name web --input crawl/ --text text --shard-count 8
 
       # What would happen, without doing it
       pmill count --warehouse wh --name web --input crawl/ --text text --dry-run

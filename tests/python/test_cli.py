@@ -39,7 +39,8 @@ def test_completions_are_a_script_of_the_shell(shell, check):
     "arguments, words",
     [
         ([], "Usage: pmill"),
-        (["cuont"], "similar subcommand exists: 'count'"),
+        (["cuont"], "some similar subcommands exist: 'commit', 'count'"),
+        (["inspcet"], "a similar subcommand exists: 'inspect'"),
         (["count", "--warehouze", "x"], "--warehouse"),
         (["count", "--tokenizer", "word"], "unknown tokenizer `word`, expected words"),
         (["count", "--memory-limit", "much"], "`much` is not a size; write 512MiB, 4GiB, 2GB or bytes"),

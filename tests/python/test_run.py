@@ -107,7 +107,8 @@ def test_exports_are_written_whole(sample, warehouse, tmp_path):
         ("", ["vocabulary.sice=5"], ["did you mean `size`?"]),
         ("", ["vocabulary"], ["expected key=value"]),
         ("", ["name=a"], ["`warehouse` is not set"]),
-        ("", ["name=a", "warehouse=w"], ["`input.paths` is not set"]),
+        ("", ["name=a", "warehouse=w"], ["`input.text` is not set"]),
+        ("[input]\ntext = 't'\n", ["name=a", "warehouse=w"], ["`input.paths` is not set"]),
         ("", [], ["`name` is not set"]),
     ],
 )

@@ -105,6 +105,13 @@ def sound(store, **options):
     return report.json
 
 
+def test_units_need_a_warehouse_that_all_processes_see_as_files(store, corpus):
+    shard = ["count", "--warehouse", f"{store.uri}/wh", "--name", "j", "--input", corpus[0], "--text", "TEXT"]
+    refused = pmill.run(*shard, "--shard-count", 2, "--shard-index", 0, code=2, env=store.env())
+    assert "file system that all processes see" in refused.err and store.uri in refused.err, refused
+    assert store.keys() == []
+
+
 def test_a_warehouse_on_s3_holds_the_same_bytes_as_one_on_disk(store, corpus, local):
     upload(store, corpus)
     done = count(store, f"{store.uri}/corpus/")

@@ -42,9 +42,9 @@ impl PlanFolder {
     /// # Errors
     /// When the warehouse is not on a file system.
     pub fn of_job(warehouse: &Warehouse, job: &JobName) -> Result<PathBuf, EngineError> {
-        match warehouse.work_folder(job) {
-            Some(folder) => Ok(folder.with_extension("units")),
-            None => Err(EngineError::Setting(format!(
+        match (warehouse.local(), warehouse.work_folder(job)) {
+            (Some(_), Some(folder)) => Ok(folder.with_extension("units")),
+            _ => Err(EngineError::Setting(format!(
                 "units need a warehouse on a file system that all processes see, and `{}` is not on one",
                 warehouse.display()
             ))),
