@@ -35,4 +35,5 @@ def make(folder, *names, address="127.0.0.1"):
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         (folder / f"{name}.key").write_bytes(secret)
+        (folder / f"{name}.key").chmod(0o600)
     return folder

@@ -189,6 +189,8 @@ def test_an_executor_uses_allowed_folders_only_and_a_token_keeps_strangers_out(c
         assert "token is missing or wrong" in pmill.run("executor", "--scheduler", closed.url, code=2).err
         message = pmill.run(*command, "--token-file", token, code=2).err
         assert "may not use" in message and "--allow" in message
+        # Nothing of how the engine wraps a reason is left around it.
+        assert "Execution(" not in message and "\"))" not in message, message
 
 
 def test_tls_with_certificates_of_both_sides_between_all_roles(corpus, tmp_path):

@@ -1,6 +1,5 @@
 """The merge service: real gRPC clients (grpcio), every rule and refusal, restarts and kills, tokens and TLS."""
 
-import datetime
 import importlib
 import json
 import random
@@ -17,6 +16,7 @@ import numpy
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import certificates
 import pmill
 
 EXAMPLE = Path(__file__).parent / "examples" / "merge_agent.py"
@@ -423,44 +423,8 @@ def test_a_stopping_service_lets_its_watchers_go_and_a_client_finds_it_again(stu
     assert "cannot reach" in service.pmill("announce", "--run", "r", "--agents", 1, "--timeout", 1, code=75).err
 
 
-def certificates(folder):
-    """An authority, a certificate of localhost and one of a client, in PEM."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    authority_key = ec.generate_private_key(ec.SECP256R1())
-    now = datetime.datetime.now(datetime.timezone.utc)
-    issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test authority")])
-
-    def make(name, key, is_authority):
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
-            .issuer_name(issuer)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
-        )
-        if not is_authority:
-            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        certificate = builder.sign(authority_key, hashes.SHA256())
-        (folder / f"{name.split()[-1]}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        secret = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        (folder / f"{name.split()[-1]}.key").write_bytes(secret)
-
-    make("test authority", authority_key, True)
-    for name in ("server", "client"):
-        make(name, ec.generate_private_key(ec.SECP256R1()), False)
-    return folder
-
-
 def test_tokens_and_tls_keep_strangers_out(stubs, messages, tmp_path):
-    keys = certificates(tmp_path)
+    keys = certificates.make(tmp_path, "server", "client")
     tokens = tmp_path / "tokens"
     tokens.write_text("# agents\nfirst-token-0123456789\nsecond-token-0123456789 # of the second team\n")
     command = ["snapshot", "serve", "--warehouse", tmp_path / "wh", "--root", tmp_path, "--listen"]

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.flight as flight
 import pytest
 
+import certificates
 import pmill
 
 ROWS = 3000
@@ -516,32 +517,11 @@ def test_other_machines_are_not_served_without_secrets_and_tls(warehouse, tmp_pa
     assert "nothing to serve" in pmill.run("serve", "--warehouse", warehouse, code=2).err
 
 
-def certificates(folder):
-    """An authority, a server's and a client's certificate, by openssl."""
-    if not shutil.which("openssl"):
-        pytest.skip("openssl is not installed")
-
-    def openssl(*arguments):
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
-    openssl("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority")
-    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    for name in ("server", "client"):
-        openssl("req", *new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        openssl(
-            *("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
-            *("-days", "2", "-extfile", "names", "-out", f"{name}.pem"),
-        )
-        (folder / f"{name}.key").chmod(0o600)
-    return folder
-
-
 def test_tls_and_mutual_tls(warehouse, tmp_path):
-    folder = certificates(tmp_path)
+    folder = certificates.make(tmp_path, "server", "client")
     tls = ("--tls-cert", folder / "server.pem", "--tls-key", folder / "server.key")
-    root = (folder / "ca.pem").read_text()
-    pg_tls = {"sslmode": "verify-full", "sslrootcert": folder / "ca.pem", "host": "localhost"}
+    root = (folder / "authority.pem").read_text()
+    pg_tls = {"sslmode": "verify-full", "sslrootcert": folder / "authority.pem", "host": "localhost"}
     mine = {"sslcert": folder / "client.pem", "sslkey": folder / "client.key"}
     chain, key = (folder / "client.pem").read_text(), (folder / "client.key").read_text()
     with Server(warehouse, *ALL, *tls) as server:
@@ -553,8 +533,8 @@ def test_tls_and_mutual_tls(warehouse, tmp_path):
             with connection.cursor() as cursor:
                 cursor.execute("SELECT 1")
                 assert cursor.fetchall() == [(1,)]
-        assert server.get("/healthz", context=ssl.create_default_context(cafile=folder / "ca.pem")) == "ok\n"
-    with Server(warehouse, *ALL, *tls, "--tls-client-ca", folder / "ca.pem") as server:
+        assert server.get("/healthz", context=ssl.create_default_context(cafile=folder / "authority.pem")) == "ok\n"
+    with Server(warehouse, *ALL, *tls, "--tls-client-ca", folder / "authority.pem") as server:
         with psycopg.connect(server.dsn(**pg_tls, **mine)) as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
         with pytest.raises(psycopg.OperationalError):

@@ -22,7 +22,7 @@ use crate::codec::UnitCodec;
 use crate::error::ClusterError;
 use crate::net::{ClientSecurity, SchedulerClient};
 use crate::proto::HelloReply;
-use crate::unit_exec::{FINAL, UnitExec};
+use crate::unit_exec::{UnitExec, final_reason};
 
 /// How often manifests are looked for.
 const LOOK: Duration = Duration::from_millis(100);
@@ -512,15 +512,12 @@ impl PhaseRun<'_, '_> {
                     if since.elapsed() > ASK
                         && let Some(unit) = self.submitted.remove(&name)
                     {
-                        let is_final = failed.error.split_once(FINAL);
+                        let is_final = final_reason(&failed.error);
                         let failure = Failure {
                             unit: name,
                             again: is_final.is_none(),
                             user: is_final.is_some(),
-                            message: match is_final {
-                                Some((_, reason)) => reason.to_owned(),
-                                None => failed.error.clone(),
-                            },
+                            message: is_final.unwrap_or(failed.error),
                             inputs: unit.spec.work.inputs(),
                             epoch: unit.spec.epoch,
                             process: 0,

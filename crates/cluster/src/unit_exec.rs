@@ -29,6 +29,17 @@ use crate::metrics::METRICS;
 
 /// Stands before what another attempt will not change.
 pub const FINAL: &str = "(final) ";
+/// Stands behind it: Ballista puts what it is told between brackets and quotes.
+pub const FINAL_END: &str = " (end)";
+
+/// The reason in Ballista's word of a failed job, when another attempt will not change it.
+pub fn final_reason(text: &str) -> Option<String> {
+    let (_, reason) = text.split_once(FINAL)?;
+    let reason = reason
+        .split_once(FINAL_END)
+        .map_or(reason, |(reason, _)| reason);
+    Some(reason.replace("\\\"", "\"").replace("\\n", "\n"))
+}
 
 /// How long a unit waits for a slot that the scheduler thought was free.
 const SLOT: Duration = Duration::from_secs(30);
@@ -296,7 +307,7 @@ async fn run_unit(units: &Arc<Units>, text: &str, task: &str) -> Result<()> {
             Ok(())
         }
         Ok(Ok(Err(error))) if distributed::may_pass(&error) => fail(error.to_string()),
-        Ok(Ok(Err(error))) => fail(format!("{FINAL}{error}")),
+        Ok(Ok(Err(error))) => fail(format!("{FINAL}{error}{FINAL_END}")),
         Ok(Err(_)) => fail(format!("unit `{name}` panicked")),
         Err(_) => {
             if state.swap(GIVEN_UP, Ordering::AcqRel) == RUNS {
@@ -304,5 +315,18 @@ async fn run_unit(units: &Arc<Units>, text: &str, task: &str) -> Result<()> {
             }
             fail(format!("unit `{name}` holds its thread beyond its time"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_final_reason_comes_back_without_what_stands_around_it() {
+        let told = format!("{FINAL}no column `a`{FINAL_END}");
+        let wrapped = format!("Job failed: Execution({told:?}))\n");
+        assert_eq!(final_reason(&wrapped).as_deref(), Some("no column `a`"));
+        assert_eq!(final_reason("executor lost"), None);
     }
 }
