@@ -1,5 +1,6 @@
 """Counts by slice: each slice is the table that its rows alone would give, and their sum is the table of all."""
 
+import os
 import random
 from collections import Counter
 
@@ -153,6 +154,33 @@ def test_batches_retractions_and_merges_leave_no_trace(context, tmp_path):
     verified(job)
     pmill.count(tmp_path / "wh", "j", [a, b, c], "TEXT", *flags)
     assert seen(job) == all_three
+
+
+def test_pairs_that_outlive_their_slice_were_never_counted_so(tmp_path):
+    """The same words in the same number of rows, in pairs that are too few: the last rows of a slice may not go."""
+    path = tmp_path / "t.parquet"
+    flags = ["--slice", "key"]
+
+    def put(texts):
+        table = pa.table({"TEXT": [*texts, "a b"], "key": ["x", "x", "y"]})
+        pq.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        return path.stat().st_size
+
+    size = put(["a b c d", ""])
+    job = pmill.count(tmp_path / "wh", "j", path, "TEXT", *flags)
+    before = kills.visible(job)
+    retract = ["retract", "--warehouse", tmp_path / "wh", "--name", "j", "--input", path]
+    assert put(["a b ", "c d"]) == size
+    refused = pmill.run(*retract, "--where", "key = 'x'", code=2).err
+    assert "all rows of slice `x` would be taken out, and pairs of it would be left" in refused
+    assert put(["a b d", "c "]) == size
+    refused = pmill.run(*retract, code=2).err
+    assert "all rows of slice `x` would be taken out, and pairs of it would be left" in refused
+    assert kills.visible(job) == before
+    put(["a b c d", ""])
+    pmill.run(*retract)
+    assert job.facts()["pairs"] == 0 and "slices" not in job.facts()
 
 
 def test_the_same_terms_in_another_order_are_summed_by_slice(tmp_path):

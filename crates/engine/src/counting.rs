@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pmill_count::{
     Accumulator, Compression, Context, CountError, CountSettings as KernelSettings,
-    OUT_OF_VOCABULARY, Piece, PreparedBlock, RowSource, RunReader, RunWriter, SeekSource,
+    OUT_OF_VOCABULARY, Piece, PreparedBlock, RowSink, RowSource, RunReader, RunWriter, SeekSource,
     TokenBlock, merge_runs, subsample_row,
 };
 use pmill_store::DataFile;
@@ -326,6 +326,21 @@ impl Counting<'_> {
         )
     }
 
+    /// The first left id of a range that has a pair left in the sum.
+    ///
+    /// # Errors
+    /// As [`Self::merge`].
+    pub(crate) fn first_left(
+        &self,
+        parts: &Parts<'_>,
+        range: Range<u32>,
+    ) -> Result<Option<u32>, EngineError> {
+        let mut accumulator = Accumulator::new(self.kernel.vocabulary_size);
+        let mut first = FirstLeft(None);
+        merge_runs(&mut parts.open()?, range, &mut accumulator, &mut first).map_err(unwrap_sink)?;
+        Ok(first.0)
+    }
+
     fn each_range(
         &self,
         count: impl Fn(Range<u32>, &mut Accumulator, &mut PairsFile) -> Result<(), CountError> + Sync,
@@ -376,6 +391,16 @@ impl Counting<'_> {
                 "a range of left ids was not written".into(),
             ))
         }
+    }
+}
+
+/// Remembers the first row.
+struct FirstLeft(Option<u32>);
+
+impl RowSink for FirstLeft {
+    fn row(&mut self, left: u32, _right: &[u32], _counts: &[u64]) -> pmill_count::Result<()> {
+        self.0.get_or_insert(left);
+        Ok(())
     }
 }
 

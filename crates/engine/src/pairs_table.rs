@@ -42,7 +42,7 @@ impl Blocks {
         Ok(Self {
             terms: to.terms() as u32,
             places: to.places(from),
-            ids: to.ids()?,
+            ids: to.ids_with_gone()?,
         })
     }
 
@@ -52,7 +52,7 @@ impl Blocks {
         Some(place as i32 * self.terms as i32 + term)
     }
 
-    /// The ids here that may stand for a range of ids there.
+    /// The ids here that may stand for a range of ids there, which is of slices in their order.
     fn range(&self, range: &Range<u32>) -> Range<u32> {
         let mut all = 0..0;
         for (block, place) in self.places.iter().enumerate() {
@@ -202,20 +202,6 @@ impl PairsRows<'_> {
         if self.counts.iter().any(|count| *count <= 0) {
             return Err("a count is not above zero");
         }
-        if let Some(blocks) = &self.source.blocks {
-            let kept: Vec<(i32, i32, i64)> = self
-                .left
-                .iter()
-                .zip(self.right.iter())
-                .zip(self.counts.iter())
-                .filter_map(|((left, right), count)| {
-                    Some((blocks.id(*left)?, blocks.id(*right)?, *count))
-                })
-                .collect();
-            self.left = kept.iter().map(|pair| pair.0).collect::<Vec<_>>().into();
-            self.right = kept.iter().map(|pair| pair.1).collect::<Vec<_>>().into();
-            self.counts = kept.iter().map(|pair| pair.2).collect::<Vec<_>>().into();
-        }
         // Both ids are not negative, so pairs compare as one number does.
         let key = |left: i32, right: i32| (i64::from(left) << 32) | i64::from(right);
         let mut before = self.before.map_or(-1, |(left, right)| key(left, right));
@@ -227,6 +213,25 @@ impl PairsRows<'_> {
         }
         if !rising {
             return Err("its pairs are not sorted, or one is there twice");
+        }
+        let last = self.left.last().copied().zip(self.right.last().copied());
+        self.before = last.or(self.before);
+        if let Some(blocks) = &self.source.blocks {
+            // Slices that are gone stand elsewhere, so ids rise only within the range.
+            let inside = |id: &i32| u32::try_from(*id).is_ok_and(|id| self.range.contains(&id));
+            let kept: Vec<(i32, i32, i64)> = self
+                .left
+                .iter()
+                .zip(self.right.iter())
+                .zip(self.counts.iter())
+                .filter_map(|((left, right), count)| {
+                    let left = blocks.id(*left).filter(inside)?;
+                    Some((left, blocks.id(*right)?, *count))
+                })
+                .collect();
+            self.left = kept.iter().map(|pair| pair.0).collect::<Vec<_>>().into();
+            self.right = kept.iter().map(|pair| pair.1).collect::<Vec<_>>().into();
+            self.counts = kept.iter().map(|pair| pair.2).collect::<Vec<_>>().into();
         }
         self.at = 0;
         self.end = 0;
@@ -249,12 +254,6 @@ impl PairsRows<'_> {
 
     fn settle(&mut self) -> Result<(), EngineError> {
         while self.at >= self.left.len() {
-            self.before = self
-                .left
-                .last()
-                .copied()
-                .zip(self.right.last().copied())
-                .or(self.before);
             self.left = Vec::new().into();
             self.at = 0;
             if !self.load()? {

@@ -51,6 +51,9 @@ struct Slice {
 pub(crate) struct Slices {
     terms: usize,
     list: Vec<Slice>,
+    /// Those that lost their last row, in their order. Until their pairs are known to be gone too, they have ids
+    /// behind those of the others.
+    gone: Vec<SliceKey>,
 }
 
 impl Slices {
@@ -59,6 +62,7 @@ impl Slices {
         Self {
             terms,
             list: Vec::new(),
+            gone: Vec::new(),
         }
     }
 
@@ -76,6 +80,7 @@ impl Slices {
         Self {
             terms,
             list: list.collect(),
+            gone: Vec::new(),
         }
     }
 
@@ -85,15 +90,23 @@ impl Slices {
 
     /// Ids of all slices. A job without rows keeps the ids of its terms.
     pub(crate) fn ids(&self) -> Result<u32, EngineError> {
-        let ids = self.terms as u64 * self.list.len().max(1) as u64;
+        self.ids_of(self.list.len().max(1))
+    }
+
+    /// The same, and those of the slices that are gone.
+    pub(crate) fn ids_with_gone(&self) -> Result<u32, EngineError> {
+        self.ids_of(self.list.len().max(1) + self.gone.len())
+    }
+
+    fn ids_of(&self, slices: usize) -> Result<u32, EngineError> {
+        let ids = self.terms as u64 * slices as u64;
         u32::try_from(ids)
             .ok()
             .filter(|ids| *ids <= i32::MAX as u32)
             .ok_or_else(|| {
                 EngineError::Setting(format!(
-                    "{} terms in {} slices are more than 2^31 ids; give a smaller --vocab-size or fewer slices",
-                    self.terms,
-                    self.list.len()
+                    "{} terms in {slices} slices are more than 2^31 ids; give a smaller --vocab-size or fewer slices",
+                    self.terms
                 ))
             })
     }
@@ -113,12 +126,24 @@ impl Slices {
         16 * self.terms as u64 * self.list.len() as u64
     }
 
-    /// Where a slice stands.
+    /// Where a slice stands; one that is gone behind all others.
     pub(crate) fn place(&self, key: &SliceKey) -> Option<u32> {
         let place = self
             .list
             .binary_search_by(|slice| slice.facts.slice.cmp(key));
-        place.ok().map(|place| place as u32)
+        let gone = || {
+            let place = self.gone.binary_search(key).ok()?;
+            Some(self.list.len().max(1) + place)
+        };
+        place.ok().or_else(gone).map(|place| place as u32)
+    }
+
+    /// The slice of an id; `None` without slices.
+    pub(crate) fn key(&self, id: u32) -> Option<&SliceKey> {
+        let place = (id as usize).checked_div(self.terms)?;
+        let gone = || self.gone.get(place.checked_sub(self.list.len().max(1))?);
+        let slice = self.list.get(place).map(|slice| &slice.facts.slice);
+        slice.or_else(gone)
     }
 
     /// By slice of another table: where it stands here. A table without slices has the ids of its
@@ -217,11 +242,15 @@ impl Slices {
                 return Err(never(&slice.facts.slice));
             }
         }
-        self.list.retain(|slice| slice.facts.rows > 0);
+        let (left, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.list)
+            .into_iter()
+            .partition(|slice| slice.facts.rows > 0);
+        self.list = left;
+        self.gone = gone.into_iter().map(|slice| slice.facts.slice).collect();
         if self.list.len() > MOST_SLICES {
             return Err(too_many());
         }
-        self.ids().map(|_| ())
+        self.ids_with_gone().map(|_| ())
     }
 
     /// Columns of the `vocab` of a sliced job.
@@ -268,6 +297,14 @@ pub(crate) fn shown(key: &SliceKey) -> String {
     )
 }
 
+/// The error of a slice whose rows and words are gone, and not its pairs.
+pub(crate) fn pairs_left(key: Option<&SliceKey>) -> EngineError {
+    EngineError::Setting(format!(
+        "all rows of {} would be taken out, and pairs of it would be left: what is to be taken out was never counted so; nothing was changed",
+        key.map_or_else(|| "a slice".to_owned(), shown)
+    ))
+}
+
 fn never(key: &SliceKey) -> EngineError {
     EngineError::Setting(format!(
         "{} has less than what would be taken out: what is to be taken out was never counted; nothing was changed",
@@ -309,8 +346,14 @@ mod tests {
         let all = slices.clone();
         slices.tally(&facts(Some("b"), 3), true).unwrap();
         slices.settle().unwrap();
-        assert_eq!(slices.places(&all), [Some(0), None, Some(1)]);
+        // What is gone stands behind, until its pairs are known to be gone too.
+        assert_eq!(slices.places(&all), [Some(0), Some(2), Some(1)]);
         assert_eq!(slices.ids().unwrap(), 4);
+        assert_eq!(slices.ids_with_gone().unwrap(), 6);
+        assert_eq!(slices.key(5), Some(&Some("b".to_owned())));
+        assert_eq!(slices.key(1), Some(&None));
+        assert_eq!(slices.key(6), None);
+        assert_eq!(slices.facts().len(), 2);
         let error = slices.count(&None, 1, &term(6), true).unwrap_err();
         assert!(
             error

@@ -234,7 +234,7 @@ pub(crate) fn sliced_ranges(slices: &Slices, reach: u64) -> Result<Vec<Range<u32
 }
 
 fn ranges_of(size: u32, estimate: impl Fn(u32) -> u64) -> Vec<Range<u32>> {
-    let all: u64 = (0..size).map(estimate).sum();
+    let all: u64 = (0..size).map(&estimate).sum();
     let pairs_a_file = (all / FILES).clamp(LEAST_PAIRS_A_FILE, PAIRS_A_FILE);
     let mut ranges = Vec::new();
     let (mut start, mut pairs) = (0, 0_u64);

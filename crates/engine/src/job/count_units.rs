@@ -13,7 +13,7 @@ use crate::counting::{Counting, Parts, RangeFile, RunFile};
 use crate::error::EngineError;
 use crate::pairs_table::Blocks;
 use crate::progress::Unit as Steps;
-use crate::slices::{Slices, shown};
+use crate::slices::{Slices, pairs_left, shown};
 use crate::units::Unit;
 use crate::work::WorkFolder;
 
@@ -142,6 +142,20 @@ impl Run<'_> {
             runs,
             tables: before.iter().collect(),
         };
+        if let Some(slices) = slices {
+            // The table has no room for what should not be there, so it is looked for.
+            let gone = slices.ids()?..slices.ids_with_gone()?;
+            let left = if gone.is_empty() {
+                None
+            } else {
+                counting
+                    .first_left(&parts, gone)
+                    .map_err(|error| name_pair(error, vocabulary, Some(slices)))?
+            };
+            if let Some(left) = left {
+                return Err(pairs_left(slices.key(left)));
+            }
+        }
         self.progress
             .phase("merge", counting.ranges.len() as u64, Steps::Parts);
         let (_, local) = self.warehouse.table_folder(self.name, "pairs");
@@ -184,8 +198,8 @@ pub(crate) fn name_pair(
         }) => {
             let terms = vocabulary.len() as u32;
             let slice = slices
-                .and_then(|slices| slices.facts().into_iter().nth((left / terms) as usize))
-                .map(|slice| format!(" of {}", shown(&slice.slice)))
+                .and_then(|slices| slices.key(left))
+                .map(|key| format!(" of {}", shown(key)))
                 .unwrap_or_default();
             EngineError::Setting(format!(
                 "the pair (`{}`, `{}`){slice} has count {count} in weight units, and {subtract} would be taken out: what is to be taken out was never counted; nothing was changed",

@@ -318,7 +318,7 @@ impl Run<'_> {
             None => u32::try_from(vocabulary.len()).map_err(|_| {
                 EngineError::Setting("the vocabulary has more than 2^32 terms".into())
             })?,
-            Some(slices) => slices.ids()?,
+            Some(slices) => slices.ids_with_gone()?,
         };
         let kernel = KernelSettings {
             context: context.to_context()?,
