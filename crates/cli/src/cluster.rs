@@ -11,14 +11,18 @@ use pmill_cluster::{
     ServerSecurity, cluster_state, run_executor, run_scheduler,
 };
 use pmill_engine::job::CountJob;
-use pmill_engine::job::distributed::{Drive, PlanFolder, PlanState, UnitWorker, WorkerLimits};
+use pmill_engine::job::distributed::{
+    Drive, PlanFolder, PlanState, ScoreDrive, UnitWorker, WorkerLimits,
+};
+use pmill_engine::memory::ByteSize;
+use pmill_engine::score::{ScoreSettings, ScoreSummary};
 use pmill_engine::store::{JobName, Warehouse};
 
 use crate::count::{describe, json};
 use crate::limits::Global;
 use crate::outcome::{Failure, Outcome, Output};
 use crate::progress::{Bar, stop_flag};
-use crate::units::{CommonArgs, Scratch};
+use crate::units::{CommonArgs, Scratch, SizeArgs};
 
 impl From<ClusterError> for Failure {
     fn from(error: ClusterError) -> Self {
@@ -87,27 +91,65 @@ impl ClusterArgs {
         self.cluster.is_some()
     }
 
-    /// Counts on the cluster.
-    pub fn count(&self, job: &CountJob, common: &CommonArgs, global: &Global) -> Outcome {
+    fn connect<'a>(
+        &self,
+        common: &CommonArgs,
+        bar: &'a Bar,
+    ) -> Result<ClusterRunner<'a>, ClusterError> {
         let url = self.cluster.clone().unwrap_or_default();
-        let bar = Bar::new(global);
-        let stop = stop_flag();
         let patience = Patience {
             nothing: Duration::from_secs(self.cluster_patience),
             attempts: common.unit_attempts,
         };
-        let mut runner = ClusterRunner::connect(&url, &self.client.security(), patience, &bar)?;
+        ClusterRunner::connect(&url, &self.client.security(), patience, bar)
+    }
+
+    /// Scores on the cluster.
+    pub fn score(
+        &self,
+        (warehouse, name): (&str, &str),
+        settings: &ScoreSettings,
+        common: &CommonArgs,
+        global: &Global,
+    ) -> Result<ScoreSummary, Failure> {
+        let bar = Bar::new(global);
+        let stop = stop_flag();
+        let mut runner = self.connect(common, &bar)?;
         let scratch = Scratch(common.scratch()?);
-        let worker = UnitWorker::new(WorkerLimits {
-            memory: job.memory_limit,
-            threads: job.threads,
-            scratch: scratch.0.clone(),
-            allowed: Vec::new(),
-            on_stuck: None,
-        })?;
+        let worker = worker(global.memory_limit(), global.threads(), &scratch)?;
+        let drive = ScoreDrive {
+            warehouse,
+            name,
+            settings,
+            threads: global.threads(),
+            memory_limit: global.memory_limit(),
+            limit_seconds: common.unit_timeout,
+            most_attempts: common.unit_attempts,
+            worker: &worker,
+            progress: &bar,
+            stop: &stop,
+        };
+        let result = drive.run(&mut runner);
+        bar.clear();
+        Ok(result?)
+    }
+
+    /// Counts on the cluster.
+    pub fn count(
+        &self,
+        job: &CountJob,
+        size: &SizeArgs,
+        common: &CommonArgs,
+        global: &Global,
+    ) -> Outcome {
+        let bar = Bar::new(global);
+        let stop = stop_flag();
+        let mut runner = self.connect(common, &bar)?;
+        let scratch = Scratch(common.scratch()?);
+        let worker = worker(job.memory_limit, job.threads, &scratch)?;
         let drive = Drive {
             job,
-            unit_bytes: common.unit_size.0,
+            unit_bytes: size.unit_size.0,
             limit_seconds: common.unit_timeout,
             most_attempts: common.unit_attempts,
             drives: true,
@@ -125,6 +167,17 @@ impl ClusterArgs {
             text: describe(&summary),
         })
     }
+}
+
+/// What runs the driver's own steps.
+fn worker(memory: ByteSize, threads: usize, scratch: &Scratch) -> Result<UnitWorker, Failure> {
+    Ok(UnitWorker::new(WorkerLimits {
+        memory,
+        threads,
+        scratch: scratch.0.clone(),
+        allowed: Vec::new(),
+        on_stuck: None,
+    })?)
 }
 
 /// Run a cluster's scheduler.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use pmill_engine::job::CountJob;
+use pmill_engine::score::ScoreSettings;
 use pmill_engine::sql::SqlSession;
 
 use crate::limits::Global;
@@ -16,8 +17,8 @@ use crate::{compact, count, score, sql, vacuum};
 #[derive(Args, Debug)]
 #[command(after_help = "\
 A flag beats --set, --set beats the file, the file beats the defaults. Paths in the file are
-relative to the folder where pmill is started. With --cluster the count runs on the cluster, and
-the steps after it in this process.
+relative to the folder where pmill is started. With --cluster, count and score run on the cluster, and
+the steps after them in this process.
 
 Example:
   pmill run pipelines/captions.toml --warehouse wh --set input.paths='[\"captions/\"]'")]
@@ -33,6 +34,9 @@ pub struct RunArgs {
     /// Show inputs, plan and outputs; write nothing
     #[arg(long)]
     dry_run: bool,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    size: crate::units::SizeArgs,
     #[cfg(feature = "cluster")]
     #[command(flatten)]
     units: crate::units::CommonArgs,
@@ -146,7 +150,7 @@ impl RunArgs {
         if let Some(settings) = &pipeline.score {
             add(
                 "score",
-                score::run(&pipeline.warehouse, &pipeline.name, settings, &global)?,
+                self.score((&pipeline.warehouse, &pipeline.name), settings, &global)?,
             );
         }
         if !pipeline.export.is_empty() {
@@ -175,13 +179,23 @@ impl RunArgs {
 }
 
 impl RunArgs {
-    /// Counts on the cluster, if one was named; what follows runs in this process.
+    /// Counts on the cluster, if one was named.
     fn count(&self, job: &CountJob, global: &Global) -> Outcome {
         #[cfg(feature = "cluster")]
         if self.cluster.is_asked_for() {
-            return self.cluster.count(job, &self.units, global);
+            return self.cluster.count(job, &self.size, &self.units, global);
         }
         count::count(job, global)
+    }
+
+    /// As [`Self::count`].
+    fn score(&self, job: (&str, &str), settings: &ScoreSettings, global: &Global) -> Outcome {
+        #[cfg(feature = "cluster")]
+        if self.cluster.is_asked_for() {
+            let summary = self.cluster.score(job, settings, &self.units, global)?;
+            return Ok(score::output(&summary));
+        }
+        score::run(job.0, job.1, settings, global)
     }
 }
 

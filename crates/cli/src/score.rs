@@ -47,6 +47,12 @@ pub struct ScoreArgs {
     /// Settings of a paper: qu-xie has marginals pairs, unigram smoothing 1000, pair smoothing 1, and its own score
     #[arg(long, value_enum)]
     preset: Option<PresetArg>,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    units: crate::units::CommonArgs,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    cluster: crate::cluster::ClusterArgs,
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy)]
@@ -77,6 +83,12 @@ impl ScoreArgs {
             pair_smoothing: self.pair_smoothing,
             unigram_smoothing: self.unigram_smoothing,
         };
+        #[cfg(feature = "cluster")]
+        if self.cluster.is_asked_for() {
+            let job = (&self.warehouse[..], &self.name[..]);
+            let summary = self.cluster.score(job, &settings, &self.units, global)?;
+            return Ok(output(&summary));
+        }
         run(&self.warehouse, &self.name, &settings, global)
     }
 }
@@ -108,11 +120,15 @@ pub fn run(warehouse: &str, name: &str, settings: &ScoreSettings, global: &Globa
         &stop_flag(),
     );
     bar.clear();
-    let summary = result?;
-    Ok(Output::Summary {
-        json: json(&summary),
-        text: describe(&summary),
-    })
+    Ok(output(&result?))
+}
+
+/// A summary for people and for scripts.
+pub fn output(summary: &ScoreSummary) -> Output {
+    Output::Summary {
+        json: json(summary),
+        text: describe(summary),
+    }
 }
 
 fn describe(summary: &ScoreSummary) -> String {

@@ -43,18 +43,25 @@ pub struct UnitArgs {
     )]
     patience: u64,
     #[command(flatten)]
+    size: SizeArgs,
+    #[command(flatten)]
     common: CommonArgs,
     #[cfg(feature = "cluster")]
     #[command(flatten)]
     cluster: crate::cluster::ClusterArgs,
 }
 
-/// What shards and clusters have in common.
+/// How a corpus is cut.
 #[derive(Args, Debug, Clone)]
-pub struct CommonArgs {
+pub struct SizeArgs {
     /// Units: bytes of text of one, decompressed
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     pub unit_size: ByteSize,
+}
+
+/// What shards and clusters have in common.
+#[derive(Args, Debug, Clone)]
+pub struct CommonArgs {
     /// Units: seconds that one may take
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     pub unit_timeout: u64,
@@ -120,7 +127,7 @@ impl UnitArgs {
                     "--cluster (or PMILL_CLUSTER) and --shard-count are two ways to run the units; give one",
                 ));
             }
-            return self.cluster.count(job, &self.common, global);
+            return self.cluster.count(job, &self.size, &self.common, global);
         }
         let count = self.shard_count.map_or(1, std::num::NonZero::get);
         let index = self.index()?;
@@ -142,7 +149,7 @@ impl UnitArgs {
         let stop = stop_flag();
         let drive = Drive {
             job,
-            unit_bytes: self.common.unit_size.0,
+            unit_bytes: self.size.unit_size.0,
             limit_seconds: self.common.unit_timeout,
             most_attempts: self.common.unit_attempts,
             drives: false,

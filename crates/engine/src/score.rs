@@ -3,6 +3,7 @@
 //! Each file of `pairs` gives one file of `pmi` in the same order, so that the result does not
 //! depend on threads. Memory: the vocabulary, its marginals, and one batch a thread.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,7 +20,7 @@ use datafusion::physical_plan::PhysicalExpr;
 use datafusion::prelude::SessionContext;
 use pmill_count::Side;
 use pmill_stats::{Base, measure, measures};
-use pmill_store::{DataFile, Job, JobName, PmiCommit, Warehouse};
+use pmill_store::{DataFile, Job, JobLock, JobName, PmiCommit, Warehouse};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{EngineError, nearest_name};
@@ -264,6 +265,9 @@ pub(crate) fn column(text: &str, base: Base) -> Result<(String, String), EngineE
     Ok((column, sql))
 }
 
+/// Threads, memory, and the folder of temporary files.
+pub(crate) type Means<'a> = (usize, ByteSize, Option<&'a Path>);
+
 /// Scores a job's table.
 ///
 /// # Errors
@@ -278,103 +282,309 @@ pub fn score(
     stop: &StopFlag,
 ) -> Result<ScoreSummary, EngineError> {
     let started = Instant::now();
-    let name = JobName::new(name)?;
-    let warehouse = Warehouse::open(warehouse)?;
-    let session = Session::new(threads, limit, None)?;
-    let job = session.wait(Job::open_existing(&warehouse, &name))?;
-    let counted: RecordedSettings = parse(&job.settings()?)?;
-    let facts: Facts = parse(&job.facts()?)?;
-    let recorded = settings.resolve(&counted)?;
-    let summary = |status, version, pairs, notes| ScoreSummary {
-        status,
-        job: name.to_string(),
-        version,
-        pairs,
-        measures: recorded
-            .columns
-            .iter()
-            .map(|(name, _)| name.clone())
-            .collect(),
-        event_space: recorded.event_space.clone(),
-        seconds: started.elapsed().as_secs_f64(),
-        peak_memory_bytes: peak_rss().map(|size| size.0),
-        notes,
-    };
+    let scoring = Scoring::open(warehouse, name, settings, (threads, limit, None))?;
     // What a dead process left goes away even when there is nothing else to do.
-    let lock = warehouse.lock(&name)?;
-    session.wait(warehouse.sweep(&name, &lock))?;
-    if let (Some(pmi), Some((before, _))) = (&job.pmi, job.pmi_settings()?)
-        && !job.pmi_is_stale()?
-        && parse::<RecordedScore>(&before)? == recorded
-    {
-        let rows = pmi.files()?.iter().map(|file| file.rows).sum();
-        let note = "scored before with these settings; nothing changed".to_owned();
-        return Ok(summary(Status::Unchanged, pmi.version(), rows, vec![note]));
+    let lock = scoring.warehouse.lock(&scoring.name)?;
+    scoring.sweep(&lock)?;
+    if let Some(summary) = scoring.unchanged(started)? {
+        return Ok(summary);
+    }
+    let terms = scoring.terms()?;
+    let scorer = scoring.scorer(threads, progress, stop);
+    let totals = match scoring.document_totals(&terms) {
+        Some(totals) => totals,
+        None => scoring.totals_of(scorer.sums(terms.len())?),
+    };
+    let written = scorer.write(&terms, &totals)?;
+    scoring.commit(written, started)
+}
+
+/// A version of a job, and how it is scored.
+pub(crate) struct Scoring {
+    warehouse: Warehouse,
+    name: JobName,
+    session: Session,
+    job: Job,
+    facts: Facts,
+    recorded: RecordedScore,
+    files: Vec<DataFile>,
+    symmetric: bool,
+    sliced: bool,
+}
+
+impl Scoring {
+    /// The newest version, by settings.
+    pub(crate) fn open(
+        warehouse: &str,
+        name: &str,
+        settings: &ScoreSettings,
+        means: Means<'_>,
+    ) -> Result<Self, EngineError> {
+        Self::new(
+            warehouse,
+            name,
+            None,
+            |counted| settings.resolve(counted),
+            means,
+        )
     }
 
-    let files = job.pairs.files()?;
-    let terms = session.wait(Terms::read(
-        session.context(),
-        &job,
-        counted.given.slice.is_some(),
-    ))?;
-    let one_partition = session.context().copied_config().with_target_partitions(1);
-    let scorer = Scorer {
-        session: &session,
-        in_order: SessionContext::new_with_config_rt(
-            one_partition,
-            session.context().runtime_env(),
-        ),
-        warehouse: &warehouse,
-        name: &name,
-        files: &files,
-        threads,
-        progress,
-        stop,
-        unit: facts.weight_unit as f64,
-        symmetric: counted.given.context.kind == ContextKind::Document
-            || counted.given.context.side == Side::Symmetric,
-        recorded: &recorded,
-        batch: digest(&recorded, job.pairs.version()),
-    };
-    // Ids of one slice; all of them, when there are no slices.
-    let terms_a_slice = match counted.given.slice {
-        None => terms.tokens.len(),
-        Some(_) => usize::try_from(facts.terms).unwrap_or(usize::MAX),
-    };
-    let marginals = match recorded.marginals {
-        Marginals::Documents => {
-            let documents: Arc<[f64]> = terms.documents.iter().map(|count| *count as f64).collect();
-            Totals {
-                left: documents.clone(),
-                right: documents,
-                n: match facts.slices.as_slice() {
-                    [] => vec![facts.rows as f64],
-                    slices => slices.iter().map(|slice| slice.rows as f64).collect(),
-                },
-                terms: terms_a_slice,
-            }
-        }
-        Marginals::Pairs => scorer.sums(terms.tokens.len(), terms_a_slice)?,
-    };
-    let (schema, written) = scorer.write(&terms, &marginals)?;
-    let pairs = written.iter().map(|file| file.rows).sum();
-    let commit = PmiCommit {
-        name: name.clone(),
-        base: job.pmi.as_ref().map(pmill_store::TableState::version),
-        pairs_version: job.pairs.version(),
-        batch: scorer.batch.clone(),
-        settings: serde_json::to_string(&recorded)
-            .map_err(|error| EngineError::Bug(error.to_string()))?,
-        schema,
-        files: written,
-    };
-    let version = session.wait(commit.commit(&warehouse))?;
-    let mut notes = Vec::new();
-    if pairs == 0 {
-        notes.push("no pair was scored: the table is empty".to_owned());
+    /// A version, by settings that were resolved before.
+    pub(crate) fn at(
+        warehouse: &str,
+        name: &str,
+        version: u64,
+        recorded: RecordedScore,
+        means: Means<'_>,
+    ) -> Result<Self, EngineError> {
+        Self::new(warehouse, name, Some(version), |_| Ok(recorded), means)
     }
-    Ok(summary(Status::Counted, version, pairs, notes))
+
+    fn new(
+        warehouse: &str,
+        name: &str,
+        version: Option<u64>,
+        resolve: impl FnOnce(&RecordedSettings) -> Result<RecordedScore, EngineError>,
+        (threads, limit, scratch): Means<'_>,
+    ) -> Result<Self, EngineError> {
+        let name = JobName::new(name)?;
+        let warehouse = Warehouse::open(warehouse)?;
+        let session = Session::new(threads, limit, scratch)?;
+        let job = session.wait(Job::open_existing_at(&warehouse, &name, version))?;
+        let counted: RecordedSettings = parse(&job.settings()?)?;
+        Ok(Self {
+            facts: parse(&job.facts()?)?,
+            recorded: resolve(&counted)?,
+            files: job.pairs.files()?,
+            symmetric: counted.given.context.kind == ContextKind::Document
+                || counted.given.context.side == Side::Symmetric,
+            sliced: counted.given.slice.is_some(),
+            warehouse,
+            name,
+            session,
+            job,
+        })
+    }
+
+    pub(crate) fn warehouse(&self) -> &Warehouse {
+        &self.warehouse
+    }
+
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    pub(crate) fn recorded(&self) -> &RecordedScore {
+        &self.recorded
+    }
+
+    /// The version of `pairs`.
+    pub(crate) fn version(&self) -> u64 {
+        self.job.pairs.version()
+    }
+
+    /// Number of files of `pairs`.
+    pub(crate) fn files(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Part of the names of the files.
+    pub(crate) fn digest(&self) -> String {
+        digest(&self.recorded, self.version())
+    }
+
+    pub(crate) fn sweep(&self, lock: &JobLock) -> Result<(), EngineError> {
+        self.session.wait(self.warehouse.sweep(&self.name, lock))?;
+        Ok(())
+    }
+
+    fn summary(
+        &self,
+        status: Status,
+        version: u64,
+        pairs: u64,
+        notes: Vec<String>,
+        started: Instant,
+    ) -> ScoreSummary {
+        let columns = self.recorded.columns.iter();
+        ScoreSummary {
+            status,
+            job: self.name.to_string(),
+            version,
+            pairs,
+            measures: columns.map(|(name, _)| name.clone()).collect(),
+            event_space: self.recorded.event_space.clone(),
+            seconds: started.elapsed().as_secs_f64(),
+            peak_memory_bytes: peak_rss().map(|size| size.0),
+            notes,
+        }
+    }
+
+    /// The summary, when these rows were scored with these settings before.
+    pub(crate) fn unchanged(&self, started: Instant) -> Result<Option<ScoreSummary>, EngineError> {
+        let job = &self.job;
+        if let (Some(pmi), Some((before, _))) = (&job.pmi, job.pmi_settings()?)
+            && !job.pmi_is_stale()?
+            && parse::<RecordedScore>(&before)? == self.recorded
+        {
+            let rows = pmi.files()?.iter().map(|file| file.rows).sum();
+            let notes = vec!["scored before with these settings; nothing changed".to_owned()];
+            let version = pmi.version();
+            return Ok(Some(self.summary(
+                Status::Unchanged,
+                version,
+                rows,
+                notes,
+                started,
+            )));
+        }
+        Ok(None)
+    }
+
+    pub(crate) fn terms(&self) -> Result<Terms, EngineError> {
+        let context = self.session.context();
+        self.session
+            .wait(Terms::read(context, &self.job, self.sliced))
+    }
+
+    /// Ids of one slice; all of them, when there are no slices.
+    fn terms_a_slice(&self, ids: usize) -> usize {
+        match self.sliced {
+            false => ids,
+            true => usize::try_from(self.facts.terms).unwrap_or(usize::MAX),
+        }
+    }
+
+    pub(crate) fn scorer<'a>(
+        &'a self,
+        threads: usize,
+        progress: &'a dyn Progress,
+        stop: &'a StopFlag,
+    ) -> Scorer<'a> {
+        let session = &self.session;
+        let one_partition = session.context().copied_config().with_target_partitions(1);
+        Scorer {
+            session,
+            in_order: SessionContext::new_with_config_rt(
+                one_partition,
+                session.context().runtime_env(),
+            ),
+            warehouse: &self.warehouse,
+            name: &self.name,
+            files: &self.files,
+            threads,
+            progress,
+            stop,
+            unit: self.facts.weight_unit as f64,
+            symmetric: self.symmetric,
+            recorded: &self.recorded,
+            batch: self.digest(),
+            schema: self.recorded.schema(self.sliced),
+        }
+    }
+
+    /// Whether the marginals are sums of the pairs.
+    pub(crate) fn needs_sums(&self) -> bool {
+        self.recorded.marginals == Marginals::Pairs
+    }
+
+    /// Marginals that are known without reading pairs; `None` when they are not.
+    pub(crate) fn document_totals(&self, terms: &Terms) -> Option<Totals> {
+        if self.needs_sums() {
+            return None;
+        }
+        let documents: Arc<[f64]> = terms.documents.iter().map(|count| *count as f64).collect();
+        Some(Totals {
+            left: documents.clone(),
+            right: documents,
+            n: match self.facts.slices.as_slice() {
+                [] => vec![self.facts.rows as f64],
+                slices => slices.iter().map(|slice| slice.rows as f64).collect(),
+            },
+            terms: self.terms_a_slice(terms.len()),
+        })
+    }
+
+    /// Marginals from the sums of all files.
+    pub(crate) fn totals_of(&self, Sums { left, right }: Sums) -> Totals {
+        let unit = self.facts.weight_unit as f64;
+        let natural = |sums: Vec<u128>| -> Arc<[f64]> {
+            sums.into_iter().map(|sum| sum as f64 / unit).collect()
+        };
+        let terms = self.terms_a_slice(left.len());
+        let n = |sums: &[u128]| -> Vec<f64> {
+            sums.chunks(terms.max(1))
+                .map(|slice| slice.iter().sum::<u128>() as f64 / unit)
+                .collect()
+        };
+        if self.symmetric {
+            // Seen from both words; a pair of a term with itself is in both sums, as it should.
+            let both: Vec<u128> = left.iter().zip(&right).map(|(a, b)| a + b).collect();
+            let n = n(&both);
+            let both = natural(both);
+            return Totals {
+                left: both.clone(),
+                right: both,
+                n,
+                terms,
+            };
+        }
+        let n = n(&left);
+        Totals {
+            left: natural(left),
+            right: natural(right),
+            n,
+            terms,
+        }
+    }
+
+    /// Makes the written files the newest `pmi`.
+    pub(crate) fn commit(
+        &self,
+        files: Vec<DataFile>,
+        started: Instant,
+    ) -> Result<ScoreSummary, EngineError> {
+        let pairs = files.iter().map(|file| file.rows).sum();
+        let commit = PmiCommit {
+            name: self.name.clone(),
+            base: self.job.pmi.as_ref().map(pmill_store::TableState::version),
+            pairs_version: self.version(),
+            batch: self.digest(),
+            settings: serde_json::to_string(&self.recorded)
+                .map_err(|error| EngineError::Bug(error.to_string()))?,
+            schema: self.recorded.schema(self.sliced),
+            files,
+        };
+        let version = self.session.wait(commit.commit(&self.warehouse))?;
+        let mut notes = Vec::new();
+        if pairs == 0 {
+            notes.push("no pair was scored: the table is empty".to_owned());
+        }
+        Ok(self.summary(Status::Counted, version, pairs, notes, started))
+    }
+}
+
+/// The columns that are measures' arguments.
+fn counts() -> [Field; 4] {
+    ["n_xy", "n_x", "n_y", "n"].map(|name| Field::new(name, DataType::Float64, false))
+}
+
+impl RecordedScore {
+    /// Columns of `pmi`.
+    fn schema(&self, sliced: bool) -> SchemaRef {
+        let mut fields = Vec::new();
+        if sliced {
+            fields.push(Field::new("slice", DataType::Utf8, true));
+        }
+        fields.extend([
+            Field::new("left", DataType::Utf8, false),
+            Field::new("right", DataType::Utf8, false),
+        ]);
+        fields.extend(counts());
+        let measures = self.columns.iter();
+        fields.extend(measures.map(|(name, _)| Field::new(name, DataType::Float64, true)));
+        Arc::new(Schema::new(fields))
+    }
 }
 
 fn digest(recorded: &RecordedScore, pairs_version: u64) -> String {
@@ -383,7 +593,7 @@ fn digest(recorded: &RecordedScore, pairs_version: u64) -> String {
 }
 
 /// The vocabulary as arrays by id.
-struct Terms {
+pub(crate) struct Terms {
     tokens: StringArray,
     documents: Vec<u64>,
     /// The slice of each id, when the job is counted by slice.
@@ -391,6 +601,10 @@ struct Terms {
 }
 
 impl Terms {
+    pub(crate) fn len(&self) -> usize {
+        self.documents.len()
+    }
+
     async fn read(context: &SessionContext, job: &Job, sliced: bool) -> Result<Self, EngineError> {
         let frame = context
             .read_table(job.vocab.provider().await?)
@@ -444,7 +658,8 @@ impl Terms {
 }
 
 /// Marginals by id, in natural units.
-struct Totals {
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Totals {
     left: Arc<[f64]>,
     right: Arc<[f64]>,
     /// By slice; one, when there are no slices.
@@ -453,7 +668,87 @@ struct Totals {
     terms: usize,
 }
 
-struct Scorer<'a> {
+impl Totals {
+    /// Little-endian: ids of a slice, n of each slice, all of left, all of right.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let numbers = self.n.iter().chain(&self.left[..]).chain(&self.right[..]);
+        let numbers = numbers.flat_map(|number| number.to_le_bytes());
+        let terms = (self.terms as u64).to_le_bytes();
+        terms.into_iter().chain(numbers).collect()
+    }
+
+    /// `None` when the length is wrong.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (numbers, []) = bytes.as_chunks::<8>() else {
+            return None;
+        };
+        let (terms, numbers) = numbers.split_first()?;
+        let terms = usize::try_from(u64::from_le_bytes(*terms)).ok()?;
+        let numbers: Vec<f64> = numbers
+            .iter()
+            .map(|number| f64::from_le_bytes(*number))
+            .collect();
+        // Each slice has one n, and each of its terms two marginals.
+        let a_slice = terms.checked_mul(2)?.checked_add(1)?;
+        let slices = (numbers.len() / a_slice).max(1);
+        if numbers.len() != slices * a_slice {
+            return None;
+        }
+        let (n, marginals) = numbers.split_at(slices);
+        let (left, right) = marginals.split_at(marginals.len() / 2);
+        Some(Self {
+            left: left.into(),
+            right: right.into(),
+            n: n.to_vec(),
+            terms,
+        })
+    }
+}
+
+/// Row and column sums of pair counts, in weight units.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Sums {
+    left: Vec<u128>,
+    right: Vec<u128>,
+}
+
+impl Sums {
+    pub(crate) fn of(terms: usize) -> Self {
+        Self {
+            left: vec![0; terms],
+            right: vec![0; terms],
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        let sums = self.left.iter_mut().chain(&mut self.right);
+        for (sum, more) in sums.zip(other.left.iter().chain(&other.right)) {
+            *sum += more;
+        }
+    }
+
+    /// Little-endian: all of left, all of right.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let sums = self.left.iter().chain(&self.right);
+        sums.flat_map(|sum| sum.to_le_bytes()).collect()
+    }
+
+    /// Adds what [`Self::to_bytes`] gave; `None` when the length is wrong.
+    pub(crate) fn add_bytes(&mut self, bytes: &[u8]) -> Option<()> {
+        let (more, []) = bytes.as_chunks::<16>() else {
+            return None;
+        };
+        if more.len() != self.left.len() + self.right.len() {
+            return None;
+        }
+        for (sum, more) in self.left.iter_mut().chain(&mut self.right).zip(more) {
+            *sum += u128::from_le_bytes(*more);
+        }
+        Some(())
+    }
+}
+
+pub(crate) struct Scorer<'a> {
     session: &'a Session,
     /// The same session with one partition, which keeps the order of a file.
     in_order: SessionContext,
@@ -467,6 +762,7 @@ struct Scorer<'a> {
     symmetric: bool,
     recorded: &'a RecordedScore,
     batch: String,
+    schema: SchemaRef,
 }
 
 impl Scorer<'_> {
@@ -486,91 +782,50 @@ impl Scorer<'_> {
         )
     }
 
+    /// Row and column sums of the pair counts of a file.
+    pub(crate) fn sum_file(&self, number: usize, terms: usize) -> Result<Sums, EngineError> {
+        let mut sums = Sums::of(terms);
+        self.add_file(number, &mut sums)?;
+        Ok(sums)
+    }
+
+    fn add_file(&self, number: usize, sums: &mut Sums) -> Result<(), EngineError> {
+        self.scan(number, |batch| {
+            let ids = |index: usize| batch.column(index).as_primitive::<Int32Type>().values();
+            let counts = batch.column(2).as_primitive::<Int64Type>().values();
+            for ((x, y), count) in ids(0).iter().zip(ids(1)).zip(counts) {
+                let count = u128::from(count.unsigned_abs());
+                sums.left[*x as usize] += count;
+                sums.right[*y as usize] += count;
+            }
+            Ok(())
+        })
+    }
+
     /// Row and column sums of the pair counts.
-    fn sums(&self, terms: usize, terms_a_slice: usize) -> Result<Totals, EngineError> {
+    fn sums(&self, terms: usize) -> Result<Sums, EngineError> {
         self.progress
             .phase("sum", self.files.len() as u64, Steps::Parts);
         let next = AtomicUsize::new(0);
         let parts = workers::run(self.threads, self.stop, |_| {
-            let (mut left, mut right) = (vec![0_u128; terms], vec![0_u128; terms]);
+            let mut sums = Sums::of(terms);
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 if number >= self.files.len() {
-                    return Ok((left, right));
+                    return Ok(sums);
                 }
-                self.scan(number, |batch| {
-                    let ids =
-                        |index: usize| batch.column(index).as_primitive::<Int32Type>().values();
-                    let counts = batch.column(2).as_primitive::<Int64Type>().values();
-                    for ((x, y), count) in ids(0).iter().zip(ids(1)).zip(counts) {
-                        let count = u128::from(count.unsigned_abs());
-                        left[*x as usize] += count;
-                        right[*y as usize] += count;
-                    }
-                    Ok(())
-                })?;
+                self.add_file(number, &mut sums)?;
                 self.progress.advance(1, 0);
             }
         })?;
-        let (mut left, mut right) = (vec![0_u128; terms], vec![0_u128; terms]);
-        for (more_left, more_right) in parts {
-            for id in 0..terms {
-                left[id] += more_left[id];
-                right[id] += more_right[id];
-            }
+        let mut all = Sums::of(terms);
+        for part in &parts {
+            all.add(part);
         }
-        let natural = |sums: Vec<u128>| -> Arc<[f64]> {
-            sums.into_iter().map(|sum| sum as f64 / self.unit).collect()
-        };
-        let n = |sums: &[u128]| -> Vec<f64> {
-            sums.chunks(terms_a_slice.max(1))
-                .map(|slice| slice.iter().sum::<u128>() as f64 / self.unit)
-                .collect()
-        };
-        if self.symmetric {
-            // Seen from both words; a pair of a term with itself is in both sums, as it should.
-            let both: Vec<u128> = left.iter().zip(&right).map(|(a, b)| a + b).collect();
-            let n = n(&both);
-            let both = natural(both);
-            return Ok(Totals {
-                left: both.clone(),
-                right: both,
-                n,
-                terms: terms_a_slice,
-            });
-        }
-        let n = n(&left);
-        Ok(Totals {
-            left: natural(left),
-            right: natural(right),
-            n,
-            terms: terms_a_slice,
-        })
+        Ok(all)
     }
 
-    fn write(
-        &self,
-        terms: &Terms,
-        totals: &Totals,
-    ) -> Result<(SchemaRef, Vec<DataFile>), EngineError> {
-        let counts =
-            ["n_xy", "n_x", "n_y", "n"].map(|name| Field::new(name, DataType::Float64, false));
-        let counts_schema = Arc::new(Schema::new(counts.to_vec()));
-        let expressions = self.expressions(&counts_schema)?;
-        let slice = Field::new("slice", DataType::Utf8, true);
-        let mut fields: Vec<Field> = terms.slices.iter().map(|_| slice.clone()).collect();
-        fields.extend([
-            Field::new("left", DataType::Utf8, false),
-            Field::new("right", DataType::Utf8, false),
-        ]);
-        fields.extend(counts);
-        fields.extend(
-            self.recorded
-                .columns
-                .iter()
-                .map(|(name, _)| Field::new(name, DataType::Float64, true)),
-        );
-        let schema = Arc::new(Schema::new(fields));
+    fn write(&self, terms: &Terms, totals: &Totals) -> Result<Vec<DataFile>, EngineError> {
         let folder = TableFolder::new(self.warehouse, self.name, "pmi", self.session.handle());
         self.progress
             .phase("score", self.files.len() as u64, Steps::Parts);
@@ -583,22 +838,7 @@ impl Scorer<'_> {
                     return Ok(());
                 }
                 let name = format!("part-{number:05}-{}.parquet", self.batch);
-                let mut file = folder.create(&name, &schema, &[])?;
-                self.scan(number, |batch| {
-                    let batch = self.keep(batch)?;
-                    if batch.num_rows() > 0 {
-                        file.write(&self.score(
-                            &batch,
-                            terms,
-                            totals,
-                            &counts_schema,
-                            &expressions,
-                            &schema,
-                        )?)?;
-                    }
-                    Ok(())
-                })?;
-                let file = file.finish()?;
+                let file = self.write_file(number, &name, &folder, terms, totals)?;
                 if let Ok(mut written) = written.lock() {
                     written[number] = Some(file);
                 }
@@ -614,7 +854,29 @@ impl Scorer<'_> {
         if written.len() != self.files.len() {
             return Err(EngineError::Bug("a file of scores was not written".into()));
         }
-        Ok((schema, written))
+        Ok(written)
+    }
+
+    /// Scores one file of `pairs` into one of `pmi`.
+    pub(crate) fn write_file(
+        &self,
+        number: usize,
+        name: &str,
+        folder: &TableFolder<'_>,
+        terms: &Terms,
+        totals: &Totals,
+    ) -> Result<DataFile, EngineError> {
+        let counts_schema = Arc::new(Schema::new(counts().to_vec()));
+        let expressions = self.expressions(&counts_schema)?;
+        let mut file = folder.create(name, &self.schema, &[])?;
+        self.scan(number, |batch| {
+            let batch = self.keep(batch)?;
+            if batch.num_rows() > 0 {
+                file.write(&self.score(&batch, terms, totals, &counts_schema, &expressions)?)?;
+            }
+            Ok(())
+        })?;
+        Ok(file.finish()?)
     }
 
     fn expressions(&self, schema: &Schema) -> Result<Vec<Arc<dyn PhysicalExpr>>, EngineError> {
@@ -652,7 +914,6 @@ impl Scorer<'_> {
         totals: &Totals,
         counts_schema: &SchemaRef,
         expressions: &[Arc<dyn PhysicalExpr>],
-        schema: &SchemaRef,
     ) -> Result<RecordBatch, EngineError> {
         let bug = |error: arrow::error::ArrowError| EngineError::Bug(error.to_string());
         let ids = |index: usize| batch.column(index).as_primitive::<Int32Type>().values();
@@ -721,13 +982,42 @@ impl Scorer<'_> {
                 .iter()
                 .all(|column| column.len() == batch.num_rows())
         );
-        RecordBatch::try_new(schema.clone(), columns).map_err(bug)
+        RecordBatch::try_new(self.schema.clone(), columns).map_err(bug)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sums_and_totals_come_back_from_their_bytes() {
+        let sums = Sums {
+            left: vec![1, u128::MAX / 4],
+            right: vec![0, 7],
+        };
+        let mut back = Sums::of(2);
+        back.add_bytes(&sums.to_bytes()).unwrap();
+        back.add_bytes(&sums.to_bytes()).unwrap();
+        assert_eq!(back.left, [2, u128::MAX / 4 * 2]);
+        assert_eq!(back.right, [0, 14]);
+        assert_eq!(Sums::of(3).add_bytes(&sums.to_bytes()), None);
+        let totals = Totals {
+            left: vec![0.1, 2.0].into(),
+            right: vec![1.0 / 3.0, 4.0].into(),
+            n: vec![1e300],
+            terms: 2,
+        };
+        assert_eq!(Totals::from_bytes(&totals.to_bytes()), Some(totals.clone()));
+        let sliced = Totals {
+            n: vec![3.0, 4.0],
+            terms: 1,
+            ..totals.clone()
+        };
+        assert_eq!(Totals::from_bytes(&sliced.to_bytes()), Some(sliced));
+        assert_eq!(Totals::from_bytes(&totals.to_bytes()[8..]), None);
+        assert_eq!(Totals::from_bytes(&[1]), None);
+    }
 
     #[test]
     fn measures_have_column_names_and_sql() {

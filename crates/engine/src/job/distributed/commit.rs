@@ -1,13 +1,12 @@
 //! The end: every unit and range has its manifest, and the tables become visible as one version.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
 use std::time::Instant;
 
-use pmill_store::{DataFile, Job, JobName, Warehouse};
+use pmill_store::{Job, JobName, Warehouse};
 
 use super::drive::terms_names;
-use super::folder::{PlanFolder, io};
+use super::folder::{PlanFolder, bring, remove};
 use super::plan::{PlanHeader, PlanUnit};
 use super::spec::{RUNS, RunsList, TermsDone, VOCABULARY, VocabularyDone};
 use super::vocabulary::read_vocabulary;
@@ -215,17 +214,6 @@ fn is_in(base: &Base, header: &PlanHeader, units: &[PlanUnit]) -> bool {
         .all(|file| known.find(&file.uri).is_some_and(|row| row.is(file)))
 }
 
-fn remove(plans: &Path) -> Result<(), EngineError> {
-    match std::fs::remove_dir_all(plans) {
-        // A unit that still ran may have written while the folder went away; the next run clears it.
-        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(io("remove", plans, error))
-        }
-        _ => Ok(()),
-    }
-}
-
 struct Commit<'a> {
     folder: &'a PlanFolder,
     header: &'a PlanHeader,
@@ -239,43 +227,15 @@ struct Commit<'a> {
 impl Commit<'_> {
     /// Moves the finished files into the tables.
     fn move_tables(&self, gathered: &Gathered) -> Result<(), EngineError> {
-        let pairs = gathered.ranges.iter().map(|range| &range.file);
-        self.bring("pairs", pairs)?;
-        self.bring("outside", gathered.vocabulary.outside.iter())
-    }
-
-    /// A file that an earlier commit moved is there already.
-    fn bring<'f>(
-        &self,
-        table: &str,
-        files: impl Iterator<Item = &'f DataFile>,
-    ) -> Result<(), EngineError> {
-        let Some(target) = self.warehouse.table_folder(self.name, table).1 else {
-            return Err(EngineError::Bug(
-                "the warehouse is not on this machine".into(),
-            ));
-        };
-        for file in files {
-            std::fs::create_dir_all(&target).map_err(|source| io("create", &target, source))?;
-            let (from, to) = (
-                self.folder.tables().join(&file.name),
-                target.join(&file.name),
-            );
-            match std::fs::rename(&from, &to) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(io("move", &from, error));
-                }
-                _ => {}
-            }
-            let found = std::fs::metadata(&to).map_err(|source| io("find", &to, source))?;
-            if found.len() != file.size {
-                return Err(EngineError::Bug(format!(
-                    "`{}` has {} bytes where {} were written",
-                    to.display(),
-                    found.len(),
-                    file.size
-                )));
-            }
+        let pairs = gathered.ranges.iter().map(|range| ("pairs", &range.file));
+        let outside = gathered.vocabulary.outside.iter();
+        for (table, file) in pairs.chain(outside.map(|file| ("outside", file))) {
+            let Some(target) = self.warehouse.table_folder(self.name, table).1 else {
+                return Err(EngineError::Bug(
+                    "the warehouse is not on this machine".into(),
+                ));
+            };
+            bring(self.folder, file, &target)?;
         }
         Ok(())
     }

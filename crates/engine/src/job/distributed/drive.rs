@@ -37,6 +37,10 @@ pub enum Phase {
     Count,
     /// Ranges are summed.
     Reduce,
+    /// Files of pairs are summed.
+    Sum,
+    /// Files of pairs are scored.
+    Score,
 }
 
 impl Phase {
@@ -48,6 +52,8 @@ impl Phase {
             Self::Fold => "fold",
             Self::Count => "count",
             Self::Reduce => "reduce",
+            Self::Sum => "sum",
+            Self::Score => "score",
         }
     }
 }
@@ -204,6 +210,58 @@ pub(super) fn taken_over() -> EngineError {
     EngineError::NotNow("a run of this job that started later has taken it over".into())
 }
 
+/// Has the units of phases run, for one driver of a plan.
+pub(super) struct Phases<'a> {
+    pub(super) folder: &'a PlanFolder,
+    pub(super) epoch: u64,
+    pub(super) limit_seconds: u64,
+    pub(super) most_attempts: u32,
+    pub(super) progress: &'a dyn Progress,
+    pub(super) stop: &'a StopFlag,
+}
+
+impl Phases<'_> {
+    /// Has the units of a phase run that have no manifest. `false` when this process has done its
+    /// share and does not wait for the others.
+    pub(super) fn run(
+        &self,
+        runner: &mut dyn Runner,
+        phase: Phase,
+        works: Vec<Work>,
+    ) -> Result<bool, EngineError> {
+        let there = self.folder.done()?;
+        self.progress
+            .phase(phase.name(), works.len() as u64, Steps::Parts);
+        let mut missing = Vec::new();
+        for work in works {
+            if there.contains(&work.name()) {
+                self.progress.advance(1, 0);
+            } else {
+                missing.push(self.spec(work));
+            }
+        }
+        if !missing.is_empty() {
+            let mut done = |_: &UnitSpec| self.progress.advance(1, 0);
+            runner.run(self.folder, phase, missing, &mut done, self.stop)?;
+        }
+        if self.stop.is_set() {
+            return Err(EngineError::Interrupted);
+        }
+        Ok(!runner.ends_after(phase))
+    }
+
+    fn spec(&self, work: Work) -> UnitSpec {
+        UnitSpec {
+            protocol: PROTOCOL,
+            folder: self.folder.path().to_owned(),
+            epoch: self.epoch,
+            limit_seconds: self.limit_seconds,
+            most_attempts: self.most_attempts,
+            work,
+        }
+    }
+}
+
 struct Stages<'a> {
     drive: &'a Drive<'a>,
     units: Vec<PlanUnit>,
@@ -309,44 +367,23 @@ impl Stages<'_> {
         }
     }
 
-    /// Has the units of a phase run that have no manifest.
     fn phase(
         &self,
         runner: &mut dyn Runner,
         phase: Phase,
         works: Vec<Work>,
     ) -> Result<bool, EngineError> {
-        let there = self.folder.done()?;
-        self.drive
-            .progress
-            .phase(phase.name(), works.len() as u64, Steps::Parts);
-        let mut missing = Vec::new();
-        for work in works {
-            if there.contains(&work.name()) {
-                self.drive.progress.advance(1, 0);
-            } else {
-                missing.push(self.spec(work));
-            }
-        }
-        if !missing.is_empty() {
-            let progress = self.drive.progress;
-            let mut done = |_: &UnitSpec| progress.advance(1, 0);
-            runner.run(&self.folder, phase, missing, &mut done, self.drive.stop)?;
-        }
-        if self.drive.stop.is_set() {
-            return Err(EngineError::Interrupted);
-        }
-        Ok(!runner.ends_after(phase))
+        self.phases().run(runner, phase, works)
     }
 
-    fn spec(&self, work: Work) -> UnitSpec {
-        UnitSpec {
-            protocol: PROTOCOL,
-            folder: self.folder.path().to_owned(),
+    fn phases(&self) -> Phases<'_> {
+        Phases {
+            folder: &self.folder,
             epoch: self.epoch,
             limit_seconds: self.drive.limit_seconds,
             most_attempts: self.drive.most_attempts,
-            work,
+            progress: self.drive.progress,
+            stop: self.drive.stop,
         }
     }
 
@@ -372,7 +409,7 @@ impl Stages<'_> {
         }
         self.drive.progress.phase("gather", 1, Steps::Parts);
         // The spec tells the folder and the limits; what is made is not a unit of the plan.
-        make(&self.spec(Work::Count {
+        make(&self.phases().spec(Work::Count {
             number: 0,
             terms: String::new(),
         }))?;
@@ -409,7 +446,7 @@ fn leave_out(unit: &PlanUnit, bad: &[usize]) -> Vec<usize> {
 }
 
 /// Removes other plans of the job: the newest driver's plan is the job's.
-fn clear_others(plans: &Path, keep: &Path) -> Result<(), EngineError> {
+pub(super) fn clear_others(plans: &Path, keep: &Path) -> Result<(), EngineError> {
     for name in names(plans)? {
         let path = plans.join(&name);
         if name.starts_with("plan-") && path != keep {

@@ -19,7 +19,7 @@ use std::collections::HashSet;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use pmill_store::{JobName, Warehouse};
+use pmill_store::{DataFile, JobName, Warehouse};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -244,6 +244,37 @@ pub(super) fn io(action: &'static str, path: &Path, source: std::io::Error) -> E
         action,
         path: path.display().to_string(),
         source,
+    }
+}
+
+/// Moves a finished file of a plan into its table. A file that an earlier commit moved is there
+/// already.
+pub(super) fn bring(plan: &PlanFolder, file: &DataFile, target: &Path) -> Result<(), EngineError> {
+    std::fs::create_dir_all(target).map_err(|source| io("create", target, source))?;
+    let (from, to) = (plan.tables().join(&file.name), target.join(&file.name));
+    match std::fs::rename(&from, &to) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(io("move", &from, error)),
+        _ => {}
+    }
+    let found = std::fs::metadata(&to).map_err(|source| io("find", &to, source))?;
+    if found.len() == file.size {
+        return Ok(());
+    }
+    Err(EngineError::Bug(format!(
+        "`{}` has {} bytes where {} were written",
+        to.display(),
+        found.len(),
+        file.size
+    )))
+}
+
+/// Removes the plans of a job that is done.
+pub(super) fn remove(plans: &Path) -> Result<(), EngineError> {
+    match std::fs::remove_dir_all(plans) {
+        // A unit that still ran may have written while the folder went away; the next run clears it.
+        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Ok(()),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(io("remove", plans, error)),
+        _ => Ok(()),
     }
 }
 

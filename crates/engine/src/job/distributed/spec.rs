@@ -67,6 +67,16 @@ pub enum Work {
         /// The left ids.
         range: Range<u32>,
     },
+    /// Sum a file of `pairs` by rows and columns, for marginals.
+    Sum {
+        /// The file's number.
+        number: usize,
+    },
+    /// Score a file of `pairs`.
+    Score {
+        /// The file's number.
+        number: usize,
+    },
 }
 
 impl Work {
@@ -86,6 +96,8 @@ impl Work {
             }
             Self::Count { number, .. } => format!("count-{number:05}"),
             Self::Reduce { number, .. } => format!("range-{number:05}"),
+            Self::Sum { number } => format!("sum-{number:05}"),
+            Self::Score { number } => format!("score-{number:05}"),
         }
     }
 
@@ -96,7 +108,9 @@ impl Work {
             Self::Terms { unit, .. } => unit.number,
             Self::Fold { number, .. }
             | Self::Count { number, .. }
-            | Self::Reduce { number, .. } => *number,
+            | Self::Reduce { number, .. }
+            | Self::Sum { number }
+            | Self::Score { number } => *number,
         }
     }
 
@@ -105,7 +119,7 @@ impl Work {
     pub fn inputs(&self) -> Vec<String> {
         match self {
             Self::Terms { unit, .. } => unit.files.iter().map(|f| f.input.display()).collect(),
-            Self::Fold { .. } | Self::Count { .. } | Self::Reduce { .. } => Vec::new(),
+            _ => Vec::new(),
         }
     }
 }

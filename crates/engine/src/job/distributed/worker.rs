@@ -10,6 +10,7 @@ use pmill_text::{FeatureExtractor, Vocabulary};
 
 use super::folder::{PlanFolder, io, superseded};
 use super::plan::{PlanHeader, attempt, check_protocol};
+use super::score::{LoadedScoring, is_scoring};
 use super::spec::{TermsDone, UnitSpec, VOCABULARY, VocabularyDone, Work};
 use super::vocabulary::read_vocabulary;
 use crate::budget::Budget;
@@ -52,6 +53,7 @@ pub const GRACE: Duration = Duration::from_secs(10);
 pub struct UnitWorker {
     pub(super) limits: WorkerLimits,
     loaded: Mutex<Option<Arc<Loaded>>>,
+    pub(super) scoring: Mutex<Option<Arc<LoadedScoring>>>,
 }
 
 /// A plan as a worker has it.
@@ -117,6 +119,7 @@ impl UnitWorker {
         Ok(Self {
             limits,
             loaded: Mutex::new(None),
+            scoring: Mutex::new(None),
         })
     }
 
@@ -147,17 +150,34 @@ impl UnitWorker {
         }
         let attempt = attempt();
         let result = (|| {
+            if is_scoring(spec) {
+                let scoring = self.load_scoring(&folder)?;
+                let _mark = folder.begin(spec, &attempt)?;
+                return self.attempt(spec, &name, cancel, |_, stop| {
+                    scoring.run(&folder, &spec.work, &attempt, stop)
+                });
+            }
             let loaded = self.load(&folder)?;
-            let mark = match folder.begin(spec, &attempt) {
+            let _mark = match folder.begin(spec, &attempt) {
                 Ok(mark) => mark,
                 Err(poison @ EngineError::Poison { .. }) => {
                     return skip_poison(spec, &folder, &loaded.header, poison);
                 }
                 Err(error) => return Err(error),
             };
-            let ran = self.attempt(spec, &folder, &loaded, &name, &attempt, cancel);
-            drop(mark);
-            ran
+            self.attempt(spec, &name, cancel, |scratch, stop| {
+                let running = Running {
+                    worker: self,
+                    folder: &folder,
+                    header: &loaded.header,
+                    loaded: &loaded,
+                    attempt: &attempt,
+                    name: &name,
+                    scratch,
+                    stop,
+                };
+                running.work(&spec.work)
+            })
         })();
         if let Err(error) = &result {
             if !matches!(error, EngineError::Interrupted) {
@@ -169,27 +189,16 @@ impl UnitWorker {
         result
     }
 
+    /// Does the work of a unit within its limits.
     fn attempt(
         &self,
         spec: &UnitSpec,
-        folder: &PlanFolder,
-        loaded: &Arc<Loaded>,
         name: &str,
-        attempt: &str,
         cancel: &StopFlag,
+        work: impl Fn(&tempfile::TempDir, &StopFlag) -> Result<bool, EngineError>,
     ) -> Result<bool, EngineError> {
         let scratch = self.temporary()?;
         let stop = StopFlag::default();
-        let running = Running {
-            worker: self,
-            folder,
-            header: &loaded.header,
-            loaded,
-            attempt,
-            name,
-            scratch: &scratch,
-            stop: &stop,
-        };
         let (ended, reason) = (AtomicBool::new(false), Mutex::new(None));
         let plans = spec.folder.parent().unwrap_or(&spec.folder);
         let deadline = Instant::now() + Duration::from_secs(spec.limit_seconds);
@@ -232,7 +241,7 @@ impl UnitWorker {
             });
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 killpoint::unit(name);
-                running.work(&spec.work)
+                work(&scratch, &stop)
             }))
             .unwrap_or_else(|_| Err(EngineError::Bug(format!("unit `{name}` panicked"))));
             ended.store(true, Ordering::Release);
@@ -280,7 +289,7 @@ impl UnitWorker {
             .map_err(|source| io("create", &self.limits.scratch, source))
     }
 
-    fn check_allowed(&self, path: &Path) -> Result<(), EngineError> {
+    pub(super) fn check_allowed(&self, path: &Path) -> Result<(), EngineError> {
         let inside = self.limits.allowed.is_empty()
             || (!path
                 .components()
@@ -384,17 +393,15 @@ impl<'a> Running<'a> {
                 let done = self.reduce(*number, range)?;
                 self.finish(&done)
             }
+            Work::Sum { .. } | Work::Score { .. } => Err(EngineError::Bug(format!(
+                "`{}` is not of a count",
+                work.name()
+            ))),
         }
     }
 
-    /// The manifest comes last. When somebody else was first, what this attempt wrote is removed.
     fn finish(&self, manifest: &impl serde::Serialize) -> Result<bool, EngineError> {
-        self.check_stop()?;
-        let first = self.folder.put(self.name, manifest)?;
-        if !first {
-            remove_attempt(self.folder, self.attempt);
-        }
-        Ok(first)
+        finish(self.folder, self.name, self.attempt, self.stop, manifest)
     }
 
     pub(super) fn check_stop(&self) -> Result<(), EngineError> {
@@ -471,6 +478,24 @@ impl<'a> Running<'a> {
             self.prepared().session.handle(),
         )
     }
+}
+
+/// The manifest comes last. When somebody else was first, what this attempt wrote is removed.
+pub(super) fn finish(
+    folder: &PlanFolder,
+    name: &str,
+    attempt: &str,
+    stop: &StopFlag,
+    manifest: &impl serde::Serialize,
+) -> Result<bool, EngineError> {
+    if stop.is_set() {
+        return Err(EngineError::Interrupted);
+    }
+    let first = folder.put(name, manifest)?;
+    if !first {
+        remove_attempt(folder, attempt);
+    }
+    Ok(first)
 }
 
 /// A unit whose reading ends every process: its files are left out where bad files are skipped.
