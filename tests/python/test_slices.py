@@ -355,4 +355,4 @@ def test_a_job_of_slices_killed_at_any_step_ends_as_if_it_had_not_been(tmp_path)
 def test_shards_do_not_take_slices_yet(tmp_path):
     path, _ = write(tmp_path / "t.parquet", 1, 20)
     shard = ["count", "--warehouse", tmp_path / "wh", "--name", "j", "--input", path, "--text", "TEXT", "--slice", "key"]
-    assert "--slice goes with one process as yet" in pmill.run(*shard, "--shard-count", "2", "--shard", "0", code=2).err
+    assert "--slice goes with one process as yet" in pmill.run(*shard, "--shard-count", "2", "--shard-index", "0", code=2).err

@@ -14,6 +14,8 @@ use datafusion::common::DFSchema;
 use datafusion::common::config::Dialect;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{Expr, Volatility};
+use datafusion::logical_expr::simplify::SimplifyContext;
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_plan::PhysicalExpr;
 use datafusion::prelude::{SessionContext, ident};
 
@@ -283,9 +285,17 @@ fn compile(
 ) -> Result<Arc<dyn PhysicalExpr>, FileFault> {
     let wrong = |error: DataFusionError| fault(what, sql, error.strip_backtrace());
     let df_schema = DFSchema::try_from(schema.clone()).map_err(wrong)?;
-    let compiled = context
-        .state()
-        .create_physical_expr(expr, &df_schema)
+    let state = context.state();
+    // Some functions, as coalesce, are there only until they are simplified away.
+    let simplify = SimplifyContext::builder()
+        .with_schema(Arc::new(df_schema.clone()))
+        .with_config_options(Arc::clone(state.config_options()))
+        .build();
+    let simplifier = ExprSimplifier::new(simplify);
+    let compiled = simplifier
+        .coerce(expr, &df_schema)
+        .and_then(|expr| simplifier.simplify(expr))
+        .and_then(|expr| state.create_physical_expr(expr, &df_schema))
         .map_err(wrong)?;
     let found = compiled.data_type(schema).map_err(wrong)?;
     if fits(&found) {
