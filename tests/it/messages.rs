@@ -158,6 +158,10 @@ fn the_help_of_count() {
           --where <CONDITION>
               Count only rows for which this SQL condition over the file's columns is true
 
+          --slice <EXPR>
+              Keep the counts apart by this value, as year or source: a column, or an SQL expression
+              over columns; the vocabulary is one for all
+
           --memory-limit <SIZE>
               Most memory for the process, as 512MiB or 4GiB [default: half of what there is]
 

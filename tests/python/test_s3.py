@@ -242,6 +242,31 @@ def test_a_store_that_is_away_for_seconds_is_waited_for(store, corpus, local):
     assert parquet(store, "pairs") == local.content("pairs")
 
 
+@pytest.mark.parametrize("what", ["partNumber=", "POST"])
+def test_an_upload_that_fails_leaves_no_parts_behind(what, store, corpus):
+    """Parts of an upload that never ended are invisible, and charged for."""
+    upload(store, corpus[:1])
+    begun = []
+
+    def fault(number, method, path):
+        if method == "POST" and "uploads" in path:
+            begun.append(path)
+        elif what == "POST" and method == "POST" or method == "PUT" and what in path:
+            return "gone"
+        return None
+
+    store.proxy.fault = fault
+    result = pmill.run(
+        "count", "--warehouse", f"{store.uri}/wh", "--name", "j", "--input", f"{store.uri}/corpus/", "--text", "TEXT",
+        *FLAGS, code=75, env=store.env() | {"PMILL_RETRY_SECONDS": "1"},
+    )  # fmt: skip
+    assert "pmill: " in result.err and begun
+    assert store.client.list_multipart_uploads(Bucket=store.bucket).get("Uploads", []) == []
+    store.proxy.fault = lambda *_: None
+    count(store, f"{store.uri}/corpus/")
+    assert store.client.list_multipart_uploads(Bucket=store.bucket).get("Uploads", []) == []
+
+
 def test_a_store_that_was_never_there_is_told(store, corpus):
     store.proxy.fault = lambda *_: "gone"
     result = pmill.run(

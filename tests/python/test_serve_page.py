@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from urllib.parse import quote
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import browser
@@ -22,6 +24,9 @@ def address(tmp_path_factory):
     odd = pmill.write(folder / "odd.parquet", ["<b>bold</b> & café", "<b>bold</b> & café dog", "dog 犬"])
     pmill.score(pmill.count(folder / "wh", "odd", odd, "TEXT", "--tokenizer", "whitespace"))
     pmill.count(folder / "wh", "plain", odd, "TEXT")
+    rows = {"TEXT": ["dog cat", "dog bird", "dog bird", "dog fish"], "Year": ["2023", "2024", "2024", None]}
+    pq.write_table(pa.table(rows), folder / "years.parquet")
+    pmill.score(pmill.count(folder / "wh", "years", folder / "years.parquet", "TEXT", "--slice", "Year"))
     with Server(folder / "wh", "--health", "127.0.0.1:0", "--threads", "2") as server:
         yield f"http://{server.health}"
 
@@ -154,6 +159,21 @@ def test_a_job_without_scores_says_what_to_do(page):
     window = page("/?job=plain&word=dog")
     assert "pmill score --name plain" in window.run(TEXT)
     assert window.run("document.querySelector('[role=alert]') !== null")
+
+
+def test_a_job_of_slices_shows_one_of_them(page):
+    window = page("/?job=years&word=dog&slice=is%3A2024")
+    assert [row[:2] for row in rows(window)] == [["bird", "2"]]
+    assert "Counted 2 times, in 2 rows" in window.run(TEXT)
+    options = "[...document.querySelectorAll('[name=slice] option')].map(o => [o.innerText, o.selected])"
+    assert window.run(options) == [["NULL", False], ["2023", False], ["2024", True]]
+    assert "slice=is%3A2024" in window.run("document.querySelector('#neighbours a').getAttribute('href')")
+    # The first, when none is asked for, or one that the job does not have.
+    for path in ("/?job=years&word=dog", "/?job=years&word=dog&slice=null", "/?job=years&word=dog&slice=is%3A1999"):
+        assert [row[:2] for row in rows(page(path))] == [["fish", "1"]]
+    assert window.run("document.querySelector('[name=slice]').value") == "null"
+    page("/?job=captions&word=dog")
+    assert window.run("document.querySelector('[name=slice]')") is None
 
 
 def test_settings_and_sources_unfold(page):

@@ -59,6 +59,10 @@ pub struct CountArgs {
     /// Count only rows for which this SQL condition over the file's columns is true
     #[arg(long = "where", value_name = "CONDITION")]
     filter: Option<String>,
+    /// Keep the counts apart by this value, as year or source: a column, or an SQL expression over
+    /// columns; the vocabulary is one for all
+    #[arg(long, value_name = "EXPR")]
+    slice: Option<String>,
     #[command(flatten)]
     features: FeatureArgs,
     #[command(flatten)]
@@ -198,6 +202,7 @@ impl CountArgs {
         Ok(CountSettings {
             text: self.text.clone(),
             filter: self.filter.clone(),
+            slice: self.slice.clone(),
             features: FeatureSpec {
                 tokenizer: self.features.tokenizer.clone(),
                 stop_words: self.features.stop_words.clone(),

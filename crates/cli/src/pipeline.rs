@@ -96,6 +96,8 @@ pub struct Input {
     /// Only rows for which this SQL condition is true.
     #[serde(rename = "where")]
     pub filter: Option<String>,
+    /// Counts are kept apart by this column or SQL expression.
+    pub slice: Option<String>,
     /// What happens at a bad file.
     pub on_bad_file: OnBadFile,
 }
@@ -161,6 +163,7 @@ impl Pipeline {
         CountSettings {
             text: self.input.text.clone(),
             filter: self.input.filter.clone(),
+            slice: self.input.slice.clone(),
             features: self.features.clone(),
             vocabulary: self.vocabulary.clone(),
             context: self.context.clone(),

@@ -93,7 +93,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let session = Session::new(1, limit, None)?;
     let rows = RowSpec {
         text: column.clone(),
-        filter: None,
+        ..RowSpec::default()
     };
     let scanner = Scanner::new(session.context().clone(), rows, limit);
     let files = input::expand(std::slice::from_ref(folder))?

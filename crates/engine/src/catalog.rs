@@ -74,9 +74,28 @@ pub struct WarehouseCatalog {
     public: Arc<MemorySchemaProvider>,
 }
 
+impl WarehouseCatalog {
+    /// The schema that a name with a version means, as `captions@3`.
+    fn older(&self, name: &str) -> Option<Arc<JobSchema>> {
+        let (job, version) = time_travel::parse_schema_name(name)?;
+        let (job, schema) = self.jobs.iter().find(|(name, _)| name.as_str() == job)?;
+        let mut older = self.older.lock().ok()?;
+        let schema = older
+            .entry(name.to_owned())
+            .or_insert_with(|| Arc::new(JobSchema::new(&schema.warehouse, job, Some(version))));
+        Some(schema.clone())
+    }
+}
+
 #[async_trait]
 impl Jobs for WarehouseCatalog {
     async fn job(&self, name: &str) -> Result<Option<Job>> {
+        if time_travel::parse_schema_name(name).is_some() {
+            return match self.older(name) {
+                Some(schema) => schema.job().await.map(|job| Some(job.clone())),
+                None => Ok(None),
+            };
+        }
         match self.jobs.iter().find(|(job, _)| job.as_str() == name) {
             Some((_, schema)) => schema.job().await.map(|job| Some(job.clone())),
             None => Ok(None),
@@ -107,13 +126,10 @@ impl CatalogProvider for WarehouseCatalog {
         if name == PUBLIC {
             return Some(self.public.clone());
         }
-        if let Some((job, version)) = time_travel::parse_schema_name(name) {
-            let (job, schema) = self.jobs.iter().find(|(name, _)| name.as_str() == job)?;
-            let mut older = self.older.lock().ok()?;
-            let schema = older
-                .entry(name.to_owned())
-                .or_insert_with(|| Arc::new(JobSchema::new(&schema.warehouse, job, Some(version))));
-            return Some(schema.clone());
+        if time_travel::parse_schema_name(name).is_some() {
+            return self
+                .older(name)
+                .map(|schema| schema as Arc<dyn SchemaProvider>);
         }
         let (_, schema) = self.jobs.iter().find(|(job, _)| job.as_str() == name)?;
         Some(schema.clone())

@@ -152,7 +152,7 @@ fn rewrite(
         facts.pairs.div_ceil(PAIRS_A_FILE).max(1),
         Steps::Parts,
     );
-    let terms = u32::try_from(facts.terms)
+    let terms = u32::try_from(facts.ids())
         .map_err(|_| EngineError::Bug("the vocabulary has more than 2^32 terms".into()))?;
     let table = PairsTable::new(warehouse, job, terms, session.handle())?;
     let mut rows = table.rows();

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pmill_count::{
     Accumulator, Compression, Context, CountError, CountSettings as KernelSettings,
-    OUT_OF_VOCABULARY, Piece, PreparedBlock, RowSource, RunReader, RunWriter, SeekSource,
+    OUT_OF_VOCABULARY, Piece, PreparedBlock, RowSink, RowSource, RunReader, RunWriter, SeekSource,
     TokenBlock, merge_runs, subsample_row,
 };
 use pmill_store::DataFile;
@@ -159,14 +159,29 @@ impl Counting<'_> {
         &self,
         tokens: TokenStore,
         maps: &[Vec<u32>],
+        full: impl FnMut(TokenBlock) -> Result<TokenBlock, EngineError>,
+    ) -> Result<TokenBlock, EngineError> {
+        self.fill_slices(tokens, maps, &[], full)
+    }
+
+    /// The same for chunks of slices. `offsets` has, by dictionary, the first id of the slice that is in
+    /// it; `None` for a slice that is none any more: its rows count nowhere.
+    ///
+    /// # Errors
+    /// Those of the chunks and of `full`.
+    pub fn fill_slices(
+        &self,
+        tokens: TokenStore,
+        maps: &[Vec<u32>],
+        offsets: &[Option<u32>],
         mut full: impl FnMut(TokenBlock) -> Result<TokenBlock, EngineError>,
     ) -> Result<TokenBlock, EngineError> {
         let (needed, in_memory) = (self.needed_for(&tokens)?, tokens.in_memory()?);
         if in_memory && needed <= self.block_bytes && self.kernel.context != Context::Row {
-            return self.fill_at_once(tokens, maps);
+            return self.fill_at_once(tokens, maps, offsets);
         }
         let mut block = TokenBlock::with_budget(&self.kernel, needed.min(self.block_bytes))?;
-        let mut mapper = RowMapper::new(maps, self.keep.as_deref());
+        let mut mapper = RowMapper::new(maps, offsets, self.keep.as_deref());
         let (expected, mut poured) = (tokens.size()?.0, 0);
         for chunk in tokens.into_chunks()? {
             let chunk = chunk?;
@@ -191,6 +206,7 @@ impl Counting<'_> {
         &self,
         tokens: TokenStore,
         maps: &[Vec<u32>],
+        offsets: &[Option<u32>],
     ) -> Result<TokenBlock, EngineError> {
         let expected = tokens.size()?.0;
         let chunks = tokens.into_chunks()?;
@@ -207,7 +223,7 @@ impl Counting<'_> {
             // Both are taken from the end, so that a chunk meets its piece and leaves memory.
             let queue = Mutex::new((chunks, pieces));
             workers::run(self.threads, self.stop, |_| {
-                let mut mapper = RowMapper::new(maps, self.keep.as_deref());
+                let mut mapper = RowMapper::new(maps, offsets, self.keep.as_deref());
                 let mut tallies = Vec::new();
                 loop {
                     if self.stop.is_set() {
@@ -310,6 +326,21 @@ impl Counting<'_> {
         )
     }
 
+    /// The first left id of a range that has a pair left in the sum.
+    ///
+    /// # Errors
+    /// As [`Self::merge`].
+    pub(crate) fn first_left(
+        &self,
+        parts: &Parts<'_>,
+        range: Range<u32>,
+    ) -> Result<Option<u32>, EngineError> {
+        let mut accumulator = Accumulator::new(self.kernel.vocabulary_size);
+        let mut first = FirstLeft(None);
+        merge_runs(&mut parts.open()?, range, &mut accumulator, &mut first).map_err(unwrap_sink)?;
+        Ok(first.0)
+    }
+
     fn each_range(
         &self,
         count: impl Fn(Range<u32>, &mut Accumulator, &mut PairsFile) -> Result<(), CountError> + Sync,
@@ -363,6 +394,16 @@ impl Counting<'_> {
     }
 }
 
+/// Remembers the first row.
+struct FirstLeft(Option<u32>);
+
+impl RowSink for FirstLeft {
+    fn row(&mut self, left: u32, _right: &[u32], _counts: &[u64]) -> pmill_count::Result<()> {
+        self.0.get_or_insert(left);
+        Ok(())
+    }
+}
+
 /// All tokens that were read must be counted.
 fn check_poured(expected: u64, poured: u64) -> Result<(), EngineError> {
     if poured == expected {
@@ -376,18 +417,22 @@ fn check_poured(expected: u64, poured: u64) -> Result<(), EngineError> {
 /// Rows of chunks as the kernel takes them: in the vocabulary's ids, subsampled.
 struct RowMapper<'a> {
     maps: &'a [Vec<u32>],
+    offsets: &'a [Option<u32>],
     keep: Option<&'a [f64]>,
     ids: Vec<u32>,
     thinned: Vec<u32>,
+    moved: Vec<u32>,
 }
 
 impl<'a> RowMapper<'a> {
-    fn new(maps: &'a [Vec<u32>], keep: Option<&'a [f64]>) -> Self {
+    fn new(maps: &'a [Vec<u32>], offsets: &'a [Option<u32>], keep: Option<&'a [f64]>) -> Self {
         Self {
             maps,
+            offsets,
             keep,
             ids: Vec::new(),
             thinned: Vec::new(),
+            moved: Vec::new(),
         }
     }
 
@@ -397,6 +442,7 @@ impl<'a> RowMapper<'a> {
         mut take: impl FnMut(&[u32]) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
         let map = self.maps.get(chunk.dictionary as usize);
+        let offset = self.offsets.get(chunk.dictionary as usize);
         for row in chunk.rows() {
             let ids = match map {
                 None => row,
@@ -410,11 +456,22 @@ impl<'a> RowMapper<'a> {
                     &self.ids[..]
                 }
             };
-            match self.keep {
-                None => take(ids)?,
+            let ids = match self.keep {
+                None => ids,
                 Some(keep) => {
                     subsample_row(ids, keep, &mut self.thinned);
-                    take(&self.thinned)?;
+                    &self.thinned[..]
+                }
+            };
+            match offset {
+                None => take(ids)?,
+                Some(offset) => {
+                    self.moved.clear();
+                    self.moved.extend(ids.iter().map(|&id| match offset {
+                        Some(first) if id != OUT_OF_VOCABULARY => first + id,
+                        _ => OUT_OF_VOCABULARY,
+                    }));
+                    take(&self.moved)?;
                 }
             }
         }

@@ -6,15 +6,18 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, StringArray};
+use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use datafusion::common::DFSchema;
 use datafusion::common::config::Dialect;
 use datafusion::error::DataFusionError;
+use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{Expr, Volatility};
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_plan::PhysicalExpr;
-use datafusion::prelude::SessionContext;
+use datafusion::prelude::{SessionContext, ident};
 
 use crate::column::{TextColumn, is_text, is_text_list};
 use crate::error::FileFault;
@@ -26,6 +29,18 @@ pub struct RowSpec {
     pub text: String,
     /// An SQL condition; rows for which it is not true are not there at all.
     pub filter: Option<String>,
+    /// A column, or an SQL expression: what the counts are kept apart by.
+    pub slice: Option<String>,
+}
+
+/// Whether rows can be kept apart by values of this type: each value has one text.
+fn is_slice(data_type: &DataType) -> bool {
+    is_text(data_type)
+        || data_type.is_integer()
+        || matches!(
+            data_type,
+            DataType::Boolean | DataType::Date32 | DataType::Date64
+        )
 }
 
 /// A [`RowSpec`] resolved against one file's schema.
@@ -37,6 +52,15 @@ pub struct RowPlan {
     pub column: TextColumn,
     text: Option<Arc<dyn PhysicalExpr>>,
     filter: Option<Arc<dyn PhysicalExpr>>,
+    slice: Option<Arc<dyn PhysicalExpr>>,
+}
+
+/// What a [`RowPlan`] makes of a batch.
+pub struct Rows {
+    /// The column that [`RowPlan::column`] reads, for the rows that are kept.
+    pub text: ArrayRef,
+    /// The slice of each of them; `None` when there are no slices.
+    pub slices: Option<StringArray>,
 }
 
 impl RowPlan {
@@ -52,7 +76,7 @@ impl RowPlan {
         stored: impl Fn(&Field) -> Field,
     ) -> Result<Self, FileFault> {
         let plain = TextColumn::find(schema, &spec.text);
-        if let (Ok(column), None) = (&plain, &spec.filter) {
+        if let (Ok(column), None, None) = (&plain, &spec.filter, &spec.slice) {
             return Ok(Self::plain(column.clone()));
         }
         let read = Schema::new(
@@ -72,9 +96,22 @@ impl RowPlan {
             Err(fault) if is_name(&spec.text) => return Err(fault.clone()),
             Err(_) => Some(parse(context, "text", &spec.text, &read)?),
         };
+        let slice = match &spec.slice {
+            None => None,
+            Some(name) if read.index_of(name).is_ok() => Some(ident(name)),
+            Some(sql) => {
+                Some(parse(context, "slice", sql, &read).map_err(
+                    |wrong| match TextColumn::find(schema, sql) {
+                        Err(missing @ FileFault::NoColumn { .. }) if is_name(sql) => missing,
+                        _ => wrong,
+                    },
+                )?)
+            }
+        };
         let mut columns: Vec<usize> = filter
             .iter()
             .chain(&text)
+            .chain(&slice)
             .flat_map(|expr| expr.column_refs())
             .filter_map(|column| read.index_of(&column.name).ok())
             .chain(plain.as_ref().ok().map(|column| column.root))
@@ -102,6 +139,13 @@ impl RowPlan {
             |found| is_text(found) || is_text_list(found),
             "text or a list of text",
         )?;
+        let slice = compile(
+            "slice",
+            spec.slice.as_deref().unwrap_or_default(),
+            slice,
+            is_slice,
+            "text, a whole number, a truth value or a date",
+        )?;
         let column = match plain {
             Ok(column) => column.with_root(columns.binary_search(&column.root).unwrap_or(0)),
             Err(_) => TextColumn::whole(),
@@ -111,6 +155,7 @@ impl RowPlan {
             column,
             text,
             filter,
+            slice,
         })
     }
 
@@ -122,14 +167,15 @@ impl RowPlan {
             column: column.with_root(0),
             text: None,
             filter: None,
+            slice: None,
         }
     }
 
-    /// The column that `self.column` reads, for the rows that are kept.
+    /// The rows that are kept.
     ///
     /// # Errors
     /// When an expression fails on a value.
-    pub fn apply(&self, batch: &RecordBatch) -> Result<ArrayRef, DataFusionError> {
+    pub fn apply(&self, batch: &RecordBatch) -> Result<Rows, DataFusionError> {
         let kept = match &self.filter {
             None => None,
             Some(filter) => {
@@ -141,16 +187,36 @@ impl RowPlan {
             }
         };
         let batch = kept.as_ref().unwrap_or(batch);
-        match &self.text {
-            None => Ok(batch.column(self.column.root).clone()),
-            Some(text) => text.evaluate(batch)?.into_array(batch.num_rows()),
-        }
+        let text = match &self.text {
+            None => batch.column(self.column.root).clone(),
+            Some(text) => text.evaluate(batch)?.into_array(batch.num_rows())?,
+        };
+        let slices = match &self.slice {
+            None => None,
+            Some(slice) => {
+                let values = slice.evaluate(batch)?.into_array(batch.num_rows())?;
+                // Bytes that are no text are an error, not null.
+                let strict = CastOptions {
+                    safe: false,
+                    ..CastOptions::default()
+                };
+                let text = cast_with_options(&values, &DataType::Utf8, &strict)?;
+                Some(text.as_string::<i32>().clone())
+            }
+        };
+        Ok(Rows { text, slices })
     }
 
     /// Whether rows can be left out.
     #[must_use]
     pub fn filters(&self) -> bool {
         self.filter.is_some()
+    }
+
+    /// Whether rows are kept apart.
+    #[must_use]
+    pub fn slices(&self) -> bool {
+        self.slice.is_some()
     }
 }
 
@@ -219,9 +285,17 @@ fn compile(
 ) -> Result<Arc<dyn PhysicalExpr>, FileFault> {
     let wrong = |error: DataFusionError| fault(what, sql, error.strip_backtrace());
     let df_schema = DFSchema::try_from(schema.clone()).map_err(wrong)?;
-    let compiled = context
-        .state()
-        .create_physical_expr(expr, &df_schema)
+    let state = context.state();
+    // Some functions, as coalesce, are there only until they are simplified away.
+    let simplify = SimplifyContext::builder()
+        .with_schema(Arc::new(df_schema.clone()))
+        .with_config_options(Arc::clone(state.config_options()))
+        .build();
+    let simplifier = ExprSimplifier::new(simplify);
+    let compiled = simplifier
+        .coerce(expr, &df_schema)
+        .and_then(|expr| simplifier.simplify(expr))
+        .and_then(|expr| state.create_physical_expr(expr, &df_schema))
         .map_err(wrong)?;
     let found = compiled.data_type(schema).map_err(wrong)?;
     if fits(&found) {
@@ -261,7 +335,7 @@ pub fn projected(
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{Int32Array, Int64Array, ListArray, StringArray};
+    use arrow::array::{Int32Array, Int64Array, ListArray};
     use arrow::datatypes::Int16Type;
 
     use super::*;
@@ -293,12 +367,13 @@ mod tests {
         let spec = RowSpec {
             text: text.into(),
             filter: filter.map(str::to_owned),
+            slice: None,
         };
         let plan = RowPlan::resolve(&context(), &spec, &batch.schema(), Clone::clone)?;
         let read = batch.project(&plan.columns).unwrap();
         let mut kept = crate::column::tests::Kept::default();
         plan.column
-            .rows(&plan.apply(&read).unwrap(), &mut kept)
+            .rows(&plan.apply(&read).unwrap().text, &mut kept)
             .unwrap();
         Ok(kept.0)
     }
@@ -336,6 +411,35 @@ mod tests {
                 None
             ]
         );
+    }
+
+    fn slices(slice: &str) -> Result<Vec<Option<String>>, FileFault> {
+        let batch = batch();
+        let spec = RowSpec {
+            text: "TEXT".into(),
+            filter: Some("id <> 2".into()),
+            slice: Some(slice.into()),
+        };
+        let plan = RowPlan::resolve(&context(), &spec, &batch.schema(), Clone::clone)?;
+        let read = batch.project(&plan.columns).unwrap();
+        let slices = plan.apply(&read).unwrap().slices.unwrap();
+        Ok(slices.iter().map(|key| key.map(str::to_owned)).collect())
+    }
+
+    #[test]
+    fn a_slice_is_a_column_or_an_expression_of_the_kept_rows() {
+        assert_eq!(slices("layer").unwrap(), some(&["0", "0"]));
+        assert_eq!(slices("TEXT").unwrap(), some(&["a b", "c"]));
+        assert_eq!(slices("id > 2").unwrap(), some(&["false", "true"]));
+        assert_eq!(
+            slices("nullif(id, 1)").unwrap(),
+            [None, Some("3".to_owned())]
+        );
+        let message = |slice: &str| slices(slice).unwrap_err().to_string();
+        assert!(message("layr").contains("did you mean `layer`"));
+        assert!(message("id * 0.5").contains("expected text, a whole number"));
+        assert!(message("random() > 0.5").contains("another run"));
+        assert!(message("experts").contains("`slice`"));
     }
 
     #[test]

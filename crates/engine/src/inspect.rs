@@ -211,6 +211,8 @@ impl fmt::Display for Report {
 
 /// Versions that are listed for a person.
 const SHOWN_VERSIONS: usize = 10;
+/// Slices that are.
+const SHOWN_SLICES: usize = 20;
 
 impl JobReport {
     fn fmt_versions(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -250,6 +252,27 @@ impl fmt::Display for JobReport {
             "  {} rows, {} tokens, {} types, {} terms, {} pairs; weight unit 1/{}",
             facts.rows, facts.tokens, facts.types, facts.terms, facts.pairs, facts.weight_unit
         )?;
+        if self.settings.given.slice.is_some() {
+            writeln!(
+                out,
+                "  slices: {}{}",
+                facts.slices.len(),
+                if facts.slices.len() > SHOWN_SLICES {
+                    format!(", the first {SHOWN_SLICES} of them:")
+                } else {
+                    String::new()
+                }
+            )?;
+            for slice in facts.slices.iter().take(SHOWN_SLICES) {
+                writeln!(
+                    out,
+                    "    {}: {} rows, {} tokens",
+                    slice.slice.as_deref().unwrap_or("NULL"),
+                    slice.rows,
+                    slice.tokens
+                )?;
+            }
+        }
         for table in &self.tables {
             writeln!(
                 out,

@@ -4,6 +4,7 @@
 //! are streamed by ranges of left ids, so memory does not grow with the tables: one vocabulary, and for
 //! each thread an accumulator, a writer and one row group of each table.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,14 +24,15 @@ use crate::job::run::{reach, units_of};
 use crate::job::totals::with_count;
 use crate::memory::{ByteSize, peak_rss};
 use crate::outside::OutsideFile;
-use crate::pairs_table::PairsTable;
+use crate::pairs_table::{Blocks, PairsTable};
 use crate::progress::{Progress, StopFlag, Unit as Steps};
 use crate::remap::{Relation, Remapped, remap};
 use crate::session::Session;
 use crate::settings::{ContextKind, RecordedSettings};
+use crate::slices::Slices;
 use crate::sources::{SourceRow, SourceStatus};
 use crate::stored::StoredTable;
-use crate::tables::table_ranges;
+use crate::tables::{sliced_ranges, table_ranges};
 use crate::work::{SCRATCH, WorkFolder};
 
 /// What one table and one thread hold at most while they are merged: a row group as stored, its
@@ -327,6 +329,11 @@ impl MergeJob {
             )),
         };
         if let Some(why) = why {
+            if base.slices.is_some() && matches!(relation, Relation::Different { .. }) {
+                return Err(EngineError::Setting(format!(
+                    "`{shown}` and `{first_shown}` have different vocabularies: {why}. Jobs that are counted by slice are summed only over the same terms: count with --vocab FILE to have one vocabulary from the start"
+                )));
+            }
             if !self.remap {
                 return Err(EngineError::Setting(format!(
                     "`{shown}` and `{first_shown}` have different vocabularies: {why}. --remap sums them by term and leaves out the pairs of terms that `{first_shown}` does not have; count with --vocab FILE to have one vocabulary from the start"
@@ -426,6 +433,8 @@ impl Merging<'_> {
         summary.dropped_terms = dropped;
         facts.types = with_count(&vocabulary) + outside.as_ref().map_or(0, |file| file.rows);
         facts.terms = vocabulary.len() as u64;
+        let slices = self.slices(&vocabulary)?;
+        facts.slices = slices.as_ref().map(Slices::facts).unwrap_or_default();
 
         let own = self.plan.target.as_ref().map(|base| (self.warehouse, base));
         let others = self
@@ -436,8 +445,20 @@ impl Merging<'_> {
         let tables: Vec<PairsTable> = own
             .into_iter()
             .chain(others)
-            .map(|(warehouse, base)| base.pairs(warehouse, self.session.handle()))
-            .collect::<Result<_, _>>()?;
+            .enumerate()
+            .map(|(index, (warehouse, base))| {
+                let pairs = base.pairs(warehouse, self.session.handle())?;
+                // A table whose terms get other ids gets those of its slices with them.
+                let keeps_ids = match index.checked_sub(self.plan.target.iter().len()) {
+                    None => true,
+                    Some(part) => self.plan.parts[part].relation.map().is_none(),
+                };
+                Ok(match (&slices, &base.slices) {
+                    (Some(to), Some(from)) if keeps_ids => pairs.moved(Blocks::of(from, to)?),
+                    _ => pairs,
+                })
+            })
+            .collect::<Result<_, EngineError>>()?;
         summary.read_bytes = tables.iter().map(PairsTable::bytes).sum();
         summary.read_pairs = self.bases().map(|base| base.facts.pairs).sum();
         let (own, others) = tables.split_at(tables.len() - self.plan.parts.len());
@@ -449,7 +470,15 @@ impl Merging<'_> {
             match part.relation.map() {
                 None => parts.tables.push(table),
                 Some(map) => {
-                    let remapped = self.remapped(index, part, table, map, &vocabulary, &work)?;
+                    let map = match (&slices, &part.base.slices) {
+                        (Some(to), Some(from)) => Cow::Owned(sliced_map(from, to, map)),
+                        _ => Cow::Borrowed(map),
+                    };
+                    let size = match &slices {
+                        None => self.first().vocabulary_size(),
+                        Some(slices) => slices.ids()?,
+                    };
+                    let remapped = self.remapped(index, part, table, &map, size, &work)?;
                     if remapped.dropped_pairs > 0 {
                         summary.dropped_pairs += remapped.dropped_pairs;
                         summary.notes.push(format!(
@@ -462,12 +491,14 @@ impl Merging<'_> {
                 }
             }
         }
-        let files = self.pairs(&parts, &vocabulary, &facts, &target, &digest, &work)?;
+        let counted = (&vocabulary, slices.as_ref());
+        let files = self.pairs(&parts, counted, &facts, &target, &digest, &work)?;
         facts.pairs = files.iter().map(|file| file.pairs).sum();
         facts.units = units_of(&files).to_string();
         summary.version = target.commit(
             Changes {
                 vocabulary: &vocabulary,
+                slices: slices.as_ref(),
                 sources: &mut self.sources(),
                 pairs: files,
                 outside,
@@ -482,7 +513,7 @@ impl Merging<'_> {
     fn pairs(
         &self,
         parts: &Parts<'_>,
-        vocabulary: &Vocabulary,
+        (vocabulary, slices): (&Vocabulary, Option<&Slices>),
         facts: &Facts,
         target: &Target<'_>,
         digest: &str,
@@ -491,15 +522,22 @@ impl Merging<'_> {
         let context = &self.first().recorded.given.context;
         let kernel = KernelSettings {
             context: context.to_context()?,
-            vocabulary_size: self.first().vocabulary_size(),
+            vocabulary_size: match slices {
+                None => self.first().vocabulary_size(),
+                Some(slices) => slices.ids()?,
+            },
         };
+        let reach = reach(context, facts);
         let sources = parts.tables.len() + parts.runs.len();
         let counting = Counting {
-            threads: self.threads(vocabulary, sources)?,
+            threads: self.threads(kernel.vocabulary_size, vocabulary, slices, sources)?,
             kernel,
             keep: None,
             block_bytes: 0,
-            ranges: table_ranges(vocabulary, reach(context, facts)),
+            ranges: match slices {
+                None => table_ranges(vocabulary, reach),
+                Some(slices) => sliced_ranges(slices, reach)?,
+            },
             folder: target.folder("pairs"),
             batch: digest.to_owned(),
             progress: self.progress,
@@ -524,12 +562,19 @@ impl Merging<'_> {
     }
 
     /// As many threads as the memory limit has room for.
-    fn threads(&self, vocabulary: &Vocabulary, sources: usize) -> Result<usize, EngineError> {
-        let size = self.first().vocabulary_size();
+    fn threads(
+        &self,
+        size: u32,
+        vocabulary: &Vocabulary,
+        slices: Option<&Slices>,
+        sources: usize,
+    ) -> Result<usize, EngineError> {
         let a_thread =
             Accumulator::bytes_for(size) as u64 + WRITER_BYTES + READER_BYTES * sources as u64;
         let fixed = self.bases().map(|base| base.vocabulary.held_bytes() as u64);
-        let fixed = fixed.sum::<u64>() + vocabulary.held_bytes() as u64;
+        let of_slices = self.bases().filter_map(|base| base.slices.as_ref());
+        let of_slices = of_slices.chain(slices).map(Slices::held_bytes);
+        let fixed = fixed.sum::<u64>() + vocabulary.held_bytes() as u64 + of_slices.sum::<u64>();
         let room = self.job.memory_limit.0.saturating_sub(fixed) / a_thread;
         if room == 0 {
             return Err(EngineError::Memory {
@@ -550,7 +595,7 @@ impl Merging<'_> {
         part: &Part,
         table: &PairsTable,
         map: &[Option<u32>],
-        vocabulary: &Vocabulary,
+        size: u32,
         work: &WorkFolder,
     ) -> Result<Remapped, EngineError> {
         let manifest = format!("remap-{index:05}.json");
@@ -558,7 +603,7 @@ impl Merging<'_> {
             return Ok(done);
         }
         self.progress.phase("remap", 1, Steps::Parts);
-        let sizes = (part.base.vocabulary_size(), vocabulary.len() as u32);
+        let sizes = (map.len() as u32, size);
         let buffer = usize::try_from(self.job.memory_limit.0 / 4).unwrap_or(usize::MAX);
         let done = remap(
             table,
@@ -620,6 +665,7 @@ impl Merging<'_> {
             units: "0".to_owned(),
             weight_unit: self.first().facts.weight_unit,
             dropped_features: 0,
+            slices: Vec::new(),
         };
         for base in self.bases() {
             let facts = &base.facts;
@@ -718,6 +764,20 @@ impl Merging<'_> {
         Ok((vocabulary.with_totals(tokens, documents), outside, dropped))
     }
 
+    /// The sums of all tables by slice.
+    fn slices(&self, vocabulary: &Vocabulary) -> Result<Option<Slices>, EngineError> {
+        if self.first().slices.is_none() {
+            return Ok(None);
+        }
+        let mut sums = Slices::new(vocabulary.len());
+        for base in self.bases() {
+            let Some(slices) = &base.slices else { continue };
+            sums.add(slices, |id| vocabulary.lookup(base.vocabulary.term(id)))?;
+        }
+        sums.settle()?;
+        Ok(Some(sums))
+    }
+
     /// The files of all tables. What is counted in one stands for what another says of it.
     fn sources(&self) -> Vec<SourceRow> {
         let counted: HashMap<&str, usize> = self
@@ -736,6 +796,16 @@ impl Merging<'_> {
         // They are sorted when they are written.
         rows.into_iter().cloned().collect()
     }
+}
+
+/// By id of a sliced table: its id in another, where terms have the ids that `map` says.
+fn sliced_map(from: &Slices, to: &Slices, map: &[Option<u32>]) -> Vec<Option<u32>> {
+    let terms = to.terms() as u32;
+    let places = to.places(from);
+    let ids = places
+        .iter()
+        .flat_map(|place| map.iter().map(move |id| Some((*place)? * terms + (*id)?)));
+    ids.collect()
 }
 
 fn symmetric(recorded: &RecordedSettings) -> bool {

@@ -16,6 +16,7 @@ use pmill_store::{Job, Warehouse};
 use tokio::runtime::Handle;
 
 use crate::error::EngineError;
+use crate::slices::Slices;
 use crate::stored::{StoredFile, StoredTable, Stream};
 
 /// The pairs of a job at one version.
@@ -23,6 +24,53 @@ pub struct PairsTable {
     table: StoredTable,
     vocabulary_size: u32,
     subtracted: bool,
+    blocks: Option<Blocks>,
+}
+
+/// Where the slices of a table stand in another: `terms` ids each, in the same order.
+pub(crate) struct Blocks {
+    terms: u32,
+    /// By slice of the table: its place there; `None` for one that is left out.
+    places: Vec<Option<u32>>,
+    /// Ids there.
+    ids: u32,
+}
+
+impl Blocks {
+    /// From one table's slices to another's, over the same terms.
+    pub(crate) fn of(from: &Slices, to: &Slices) -> Result<Self, EngineError> {
+        Ok(Self {
+            terms: to.terms() as u32,
+            places: to.places(from),
+            ids: to.ids_with_gone()?,
+        })
+    }
+
+    fn id(&self, id: i32) -> Option<i32> {
+        let (block, term) = (id / self.terms as i32, id % self.terms as i32);
+        let place = (*self.places.get(block as usize)?)?;
+        Some(place as i32 * self.terms as i32 + term)
+    }
+
+    /// The ids here that may stand for a range of ids there, which is of slices in their order.
+    fn range(&self, range: &Range<u32>) -> Range<u32> {
+        let mut all = 0..0;
+        for (block, place) in self.places.iter().enumerate() {
+            let Some(place) = place else { continue };
+            let first = place * self.terms;
+            let (low, high) = (range.start.max(first), range.end.min(first + self.terms));
+            if low < high {
+                let here = block as u32 * self.terms;
+                let (low, high) = (here + low - first, here + high - first);
+                all = if all.is_empty() {
+                    low..high
+                } else {
+                    all.start..high
+                };
+            }
+        }
+        all
+    }
 }
 
 impl PairsTable {
@@ -42,7 +90,14 @@ impl PairsTable {
             )?,
             vocabulary_size,
             subtracted: false,
+            blocks: None,
         })
+    }
+
+    /// The same pairs, with the ids that their slices have in another table.
+    pub(crate) fn moved(mut self, blocks: Blocks) -> Self {
+        self.blocks = Some(blocks);
+        self
     }
 
     /// The same pairs, to be taken away.
@@ -64,6 +119,7 @@ impl PairsTable {
         PairsRows {
             source: self,
             range: 0..0,
+            stored: 0..0,
             next_file: 0,
             stream: None,
             left: Vec::new().into(),
@@ -80,6 +136,8 @@ impl PairsTable {
 pub struct PairsRows<'a> {
     source: &'a PairsTable,
     range: Range<u32>,
+    /// The same range in the ids that the files have.
+    stored: Range<u32>,
     next_file: usize,
     stream: Option<Stream>,
     left: ScalarBuffer<i32>,
@@ -110,14 +168,14 @@ impl PairsRows<'_> {
                 return Ok(false);
             };
             let (low, high) = file.range("left_id").unwrap_or((0, i64::from(u32::MAX)));
-            if low >= i64::from(self.range.end) {
+            if low >= i64::from(self.stored.end) {
                 return Ok(false);
             }
             self.next_file += 1;
-            if high < i64::from(self.range.start) {
+            if high < i64::from(self.stored.start) {
                 continue;
             }
-            let groups = row_groups(table, file, &self.range)?;
+            let groups = row_groups(table, file, &self.stored)?;
             if !groups.is_empty() {
                 self.stream = Some(table.open(file, groups)?);
             }
@@ -156,6 +214,25 @@ impl PairsRows<'_> {
         if !rising {
             return Err("its pairs are not sorted, or one is there twice");
         }
+        let last = self.left.last().copied().zip(self.right.last().copied());
+        self.before = last.or(self.before);
+        if let Some(blocks) = &self.source.blocks {
+            // Slices that are gone stand elsewhere, so ids rise only within the range.
+            let inside = |id: &i32| u32::try_from(*id).is_ok_and(|id| self.range.contains(&id));
+            let kept: Vec<(i32, i32, i64)> = self
+                .left
+                .iter()
+                .zip(self.right.iter())
+                .zip(self.counts.iter())
+                .filter_map(|((left, right), count)| {
+                    let left = blocks.id(*left).filter(inside)?;
+                    Some((left, blocks.id(*right)?, *count))
+                })
+                .collect();
+            self.left = kept.iter().map(|pair| pair.0).collect::<Vec<_>>().into();
+            self.right = kept.iter().map(|pair| pair.1).collect::<Vec<_>>().into();
+            self.counts = kept.iter().map(|pair| pair.2).collect::<Vec<_>>().into();
+        }
         self.at = 0;
         self.end = 0;
         Ok(())
@@ -177,12 +254,6 @@ impl PairsRows<'_> {
 
     fn settle(&mut self) -> Result<(), EngineError> {
         while self.at >= self.left.len() {
-            self.before = self
-                .left
-                .last()
-                .copied()
-                .zip(self.right.last().copied())
-                .or(self.before);
             self.left = Vec::new().into();
             self.at = 0;
             if !self.load()? {
@@ -224,7 +295,8 @@ fn row_groups(
 
 impl RowSource for PairsRows<'_> {
     fn vocabulary_size(&self) -> u32 {
-        self.source.vocabulary_size
+        let moved = self.source.blocks.as_ref().map(|blocks| blocks.ids);
+        moved.unwrap_or(self.source.vocabulary_size)
     }
 
     fn is_subtracted(&self) -> bool {
@@ -232,6 +304,10 @@ impl RowSource for PairsRows<'_> {
     }
 
     fn seek(&mut self, range: Range<u32>) -> Result<(), CountError> {
+        self.stored = match &self.source.blocks {
+            None => range.clone(),
+            Some(blocks) => blocks.range(&range),
+        };
         self.range = range;
         self.next_file = 0;
         self.stream = None;

@@ -4,6 +4,8 @@
 //! that turns out bad spoils the pass (its earlier row groups are in the dictionaries already):
 //! the pass then goes on only to find all bad files, and is made again without them.
 
+mod lanes;
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use datafusion::execution::memory_pool::MemoryConsumer;
 use pmill_text::{DictionaryBuilder, FeatureExtractor, IdEncoder, OUT_OF_VOCABULARY, Vocabulary};
 
+use self::lanes::Lanes;
 use crate::budget::Budget;
 use crate::column::RowReceiver;
 use crate::dictionaries::StoredDictionary;
@@ -19,6 +22,7 @@ use crate::progress::{Progress, StopFlag};
 use crate::row_set::RowSet;
 use crate::scan::{CorpusFile, RowGroupReader, Scanner};
 use crate::session::Session;
+use crate::slices::SliceFacts;
 use crate::tokens::{CHUNK_TOKENS, Chunk, TokenStore};
 use crate::units::{Slice, Unit};
 use crate::workers;
@@ -35,6 +39,8 @@ pub struct ReadJob<'a> {
     pub extractor: &'a Arc<FeatureExtractor>,
     /// Look terms up in this vocabulary; `None` collects them.
     pub vocabulary: Option<&'a Arc<Vocabulary>>,
+    /// Whether rows are kept apart by slice.
+    pub sliced: bool,
     /// By file of the plan: the rows that are read; `None` for all.
     pub rows: &'a [Option<RowSet>],
     /// Shares of memory.
@@ -62,6 +68,8 @@ pub struct ReadUnit {
     pub tokens: TokenStore,
     /// The terms met, when no vocabulary was given.
     pub dictionaries: Vec<StoredDictionary>,
+    /// By number of the chunks' dictionaries: the slice that is in them. Empty without slices.
+    pub slices: Vec<SliceFacts>,
     /// Tokens and documents by id, when a vocabulary was given.
     pub counts: Option<(Vec<u64>, Vec<u64>)>,
     /// By file of the plan.
@@ -91,6 +99,7 @@ pub fn read_unit(
             reservation,
         ),
         dictionaries: Mutex::new(Vec::new()),
+        slices: Mutex::new(Vec::new()),
         next: AtomicUsize::new(0),
         bad: Mutex::new(Vec::new()),
     };
@@ -127,6 +136,7 @@ pub fn read_unit(
                 slot.ok_or_else(|| EngineError::Bug("a dictionary was not handed over".into()))
             })
             .collect::<Result<_, _>>()?,
+        slices: shared.slices.into_inner().map_err(|_| poisoned())?,
         counts,
         files,
     }))
@@ -146,6 +156,8 @@ struct Shared {
     tokens: TokenStore,
     /// By dictionary number; a slot is taken when a worker begins one.
     dictionaries: Mutex<Vec<Option<StoredDictionary>>>,
+    /// By the same number, when there are slices.
+    slices: Mutex<Vec<SliceFacts>>,
     next: AtomicUsize,
     bad: Mutex<BadFiles>,
 }
@@ -155,6 +167,7 @@ struct Worker<'a> {
     unit: &'a Unit,
     shared: &'a Shared,
     source: Source,
+    lanes: Option<Lanes>,
     chunk: Chunk,
     /// Where the rows of one batch end in the chunk.
     ends: Vec<usize>,
@@ -169,6 +182,8 @@ enum Source {
         number: u32,
     },
     LookUp(Box<LookUp>),
+    /// None: it is that of a slice which is not at hand.
+    Parked,
 }
 
 struct LookUp {
@@ -202,6 +217,7 @@ impl<'a> Worker<'a> {
             unit,
             shared,
             source,
+            lanes: job.sliced.then(Lanes::default),
             chunk: Chunk::default(),
             ends: Vec::new(),
             file: 0,
@@ -214,7 +230,7 @@ impl<'a> Worker<'a> {
     fn begin_chunk(&mut self) {
         self.chunk.dictionary = match &self.source {
             Source::Collect { number, .. } => *number,
-            Source::LookUp(_) => 0,
+            Source::LookUp(_) | Source::Parked => 0,
         };
     }
 
@@ -282,6 +298,9 @@ impl<'a> Worker<'a> {
         batch: &arrow::record_batch::RecordBatch,
     ) -> Result<(), EngineError> {
         self.file = file;
+        if self.lanes.is_some() {
+            return reader.sliced_rows(batch, self, Self::begin_slice);
+        }
         reader.rows(batch, self)
     }
 
@@ -302,6 +321,9 @@ impl<'a> Worker<'a> {
                 self.chunk.row_ends.push(end);
             }
             start = end;
+        }
+        if self.lanes.is_some() {
+            return self.sliced(self.ends.len(), self.chunk.ids.len() - from);
         }
         if self.chunk.ids.len() >= CHUNK_TOKENS {
             self.hand_over()?;
@@ -330,8 +352,17 @@ impl<'a> Worker<'a> {
     }
 
     fn finish(mut self) -> Result<WorkerResult, EngineError> {
-        self.hand_over()?;
+        if self.lanes.is_some() {
+            self.hand_over_slices(true)?;
+        } else {
+            self.hand_over()?;
+        }
         match self.source {
+            Source::Parked => Ok(WorkerResult {
+                files: self.files,
+                tokens: Vec::new(),
+                documents: Vec::new(),
+            }),
             source @ Source::Collect { .. } => {
                 store(self.job, self.unit, self.shared, source, false)?;
                 Ok(WorkerResult {
@@ -382,6 +413,7 @@ impl RowReceiver for Worker<'_> {
         match &mut self.source {
             Source::Collect { builder, .. } => builder.push_rows(rows, ids, ends)?,
             Source::LookUp(look_up) => look_up.encoder.push_rows(rows, ids, ends)?,
+            Source::Parked => return Err(no_slice()),
         }
         self.appended(from)
     }
@@ -393,6 +425,7 @@ impl RowReceiver for Worker<'_> {
             match &mut self.source {
                 Source::Collect { builder, .. } => builder.push_tokens_row(row, ids)?,
                 Source::LookUp(look_up) => look_up.encoder.push_tokens_row(row, ids)?,
+                Source::Parked => return Err(no_slice()),
             }
         }
         self.ends.clear();
@@ -401,9 +434,17 @@ impl RowReceiver for Worker<'_> {
     }
 }
 
+fn no_slice() -> EngineError {
+    EngineError::Bug("a row came without a slice".into())
+}
+
 fn collect(job: &ReadJob<'_>, shared: &Shared) -> Result<Source, EngineError> {
     let mut slots = shared.dictionaries.lock().map_err(|_| poisoned())?;
     slots.push(None);
+    if job.sliced {
+        let mut slices = shared.slices.lock().map_err(|_| poisoned())?;
+        slices.push(SliceFacts::default());
+    }
     let number = u32::try_from(slots.len() - 1)
         .map_err(|_| EngineError::Bug("too many dictionaries".into()))?;
     Ok(Source::Collect {

@@ -184,6 +184,11 @@ impl TableRows {
         let job = session.wait(Job::open_existing(&warehouse, &name))?;
         let counted: RecordedSettings = parse(&job.settings()?)?;
         let facts: Facts = parse(&job.facts()?)?;
+        if let Some(slice) = &counted.given.slice {
+            return Err(EngineError::Setting(format!(
+                "job `{name}` is counted by slice (`{slice}`), and this takes the pairs of one table: count one slice into a job of its own with --where, or ask its tables with `pmill sql`"
+            )));
+        }
         let mut files: Vec<(DataFile, i64)> = job
             .pairs
             .files()?

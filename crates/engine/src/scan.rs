@@ -5,8 +5,10 @@
 //! promised, and page checksums, where the file has them, must hold. Whatever a broken file makes
 //! the decoder do, panics included, ends at this module's edge as a [`FileFault`].
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use arrow::array::{Array, ArrayRef, UInt32Array};
 use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use datafusion::datasource::listing::PartitionedFile;
@@ -27,7 +29,7 @@ use parquet::arrow::parquet_to_arrow_schema;
 
 use crate::column::{RowFault, RowReceiver};
 use crate::error::{EngineError, FileFault};
-use crate::expression::{RowPlan, RowSpec, projected};
+use crate::expression::{RowPlan, RowSpec, Rows, projected};
 use crate::footer;
 use crate::input::InputFile;
 use crate::memory::ByteSize;
@@ -302,18 +304,68 @@ impl RowGroupReader {
         batch: &RecordBatch,
         receiver: &mut R,
     ) -> Result<(), EngineError> {
-        let values = catch(|| self.rows.apply(batch).map_err(|error| reason(&error)))
-            .and_then(|values| values)
-            .map_err(|reason| self.fault(reason))?;
+        let rows = self.apply(batch)?;
+        self.give(batch, &rows.text, receiver)
+    }
+
+    /// The same, slice by slice; `begin` is told which slice comes.
+    ///
+    /// # Errors
+    /// As [`Self::rows`], and those of `begin`.
+    pub fn sliced_rows<R: RowReceiver<Error = EngineError>>(
+        &self,
+        batch: &RecordBatch,
+        receiver: &mut R,
+        mut begin: impl FnMut(&mut R, Option<&str>) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        let rows = self.apply(batch)?;
+        let Some(slices) = &rows.slices else {
+            return self.give(batch, &rows.text, receiver);
+        };
+        let mut indices: HashMap<Option<&str>, Vec<u32>> = HashMap::new();
+        for (row, key) in slices.iter().enumerate() {
+            indices.entry(key).or_default().push(row as u32);
+        }
+        // Any order gives the same counts.
+        for (key, rows_of) in &indices {
+            begin(receiver, *key)?;
+            if rows_of.len() == slices.len() {
+                return self.give(batch, &rows.text, receiver);
+            }
+            let rows_of = UInt32Array::from(rows_of.clone());
+            let text = arrow::compute::take(&rows.text, &rows_of, None)
+                .map_err(|error| EngineError::Bug(error.to_string()))?;
+            self.give(batch, &text, receiver)?;
+        }
+        Ok(())
+    }
+
+    fn apply(&self, batch: &RecordBatch) -> Result<Rows, EngineError> {
+        catch(|| self.rows.apply(batch).map_err(|error| reason(&error)))
+            .and_then(|rows| rows)
+            .map_err(|reason| self.fault(reason))
+    }
+
+    fn give<R: RowReceiver<Error = EngineError>>(
+        &self,
+        batch: &RecordBatch,
+        text: &ArrayRef,
+        receiver: &mut R,
+    ) -> Result<(), EngineError> {
         self.rows
             .column
-            .rows(&values, receiver)
+            .rows(text, receiver)
             .map_err(|fault| match fault {
-                RowFault::NotUtf8(row) if !self.rows.filters() => {
+                RowFault::NotUtf8(row) if !self.rows.filters() && !self.rows.slices() => {
                     self.not_utf8(row, batch.num_rows())
                 }
                 RowFault::NotUtf8(row) => self.fault(format!(
-                    "row {row} of the kept rows of the batch that ends at row {} is not UTF-8",
+                    "row {row} of the kept rows{} of the batch that ends at row {} is not UTF-8",
+                    if self.rows.slices() {
+                        " of a slice"
+                    } else {
+                        ""
+                    },
                     self.seen
                 )),
                 RowFault::Type(found) => self.fault(format!("it decodes to type {found}")),

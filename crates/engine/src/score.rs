@@ -309,6 +309,7 @@ pub(crate) struct Scoring {
     recorded: RecordedScore,
     files: Vec<DataFile>,
     symmetric: bool,
+    sliced: bool,
 }
 
 impl Scoring {
@@ -357,6 +358,7 @@ impl Scoring {
             files: job.pairs.files()?,
             symmetric: counted.given.context.kind == ContextKind::Document
                 || counted.given.context.side == Side::Symmetric,
+            sliced: counted.given.slice.is_some(),
             warehouse,
             name,
             session,
@@ -441,7 +443,16 @@ impl Scoring {
 
     pub(crate) fn terms(&self) -> Result<Terms, EngineError> {
         let context = self.session.context();
-        self.session.wait(Terms::read(context, &self.job))
+        self.session
+            .wait(Terms::read(context, &self.job, self.sliced))
+    }
+
+    /// Ids of one slice; all of them, when there are no slices.
+    fn terms_a_slice(&self, ids: usize) -> usize {
+        match self.sliced {
+            false => ids,
+            true => usize::try_from(self.facts.terms).unwrap_or(usize::MAX),
+        }
     }
 
     pub(crate) fn scorer<'a>(
@@ -468,6 +479,7 @@ impl Scoring {
             symmetric: self.symmetric,
             recorded: &self.recorded,
             batch: self.digest(),
+            schema: self.recorded.schema(self.sliced),
         }
     }
 
@@ -485,7 +497,11 @@ impl Scoring {
         Some(Totals {
             left: documents.clone(),
             right: documents,
-            n: self.facts.rows as f64,
+            n: match self.facts.slices.as_slice() {
+                [] => vec![self.facts.rows as f64],
+                slices => slices.iter().map(|slice| slice.rows as f64).collect(),
+            },
+            terms: self.terms_a_slice(terms.len()),
         })
     }
 
@@ -495,22 +511,30 @@ impl Scoring {
         let natural = |sums: Vec<u128>| -> Arc<[f64]> {
             sums.into_iter().map(|sum| sum as f64 / unit).collect()
         };
+        let terms = self.terms_a_slice(left.len());
+        let n = |sums: &[u128]| -> Vec<f64> {
+            sums.chunks(terms.max(1))
+                .map(|slice| slice.iter().sum::<u128>() as f64 / unit)
+                .collect()
+        };
         if self.symmetric {
             // Seen from both words; a pair of a term with itself is in both sums, as it should.
             let both: Vec<u128> = left.iter().zip(&right).map(|(a, b)| a + b).collect();
-            let n: u128 = both.iter().sum();
+            let n = n(&both);
             let both = natural(both);
             return Totals {
                 left: both.clone(),
                 right: both,
-                n: n as f64 / unit,
+                n,
+                terms,
             };
         }
-        let n: u128 = left.iter().sum();
+        let n = n(&left);
         Totals {
             left: natural(left),
             right: natural(right),
-            n: n as f64 / unit,
+            n,
+            terms,
         }
     }
 
@@ -528,7 +552,7 @@ impl Scoring {
             batch: self.digest(),
             settings: serde_json::to_string(&self.recorded)
                 .map_err(|error| EngineError::Bug(error.to_string()))?,
-            schema: self.recorded.schema(),
+            schema: self.recorded.schema(self.sliced),
             files,
         };
         let version = self.session.wait(commit.commit(&self.warehouse))?;
@@ -547,11 +571,15 @@ fn counts() -> [Field; 4] {
 
 impl RecordedScore {
     /// Columns of `pmi`.
-    fn schema(&self) -> SchemaRef {
-        let mut fields = vec![
+    fn schema(&self, sliced: bool) -> SchemaRef {
+        let mut fields = Vec::new();
+        if sliced {
+            fields.push(Field::new("slice", DataType::Utf8, true));
+        }
+        fields.extend([
             Field::new("left", DataType::Utf8, false),
             Field::new("right", DataType::Utf8, false),
-        ];
+        ]);
         fields.extend(counts());
         let measures = self.columns.iter();
         fields.extend(measures.map(|(name, _)| Field::new(name, DataType::Float64, true)));
@@ -568,6 +596,8 @@ fn digest(recorded: &RecordedScore, pairs_version: u64) -> String {
 pub(crate) struct Terms {
     tokens: StringArray,
     documents: Vec<u64>,
+    /// The slice of each id, when the job is counted by slice.
+    slices: Option<StringArray>,
 }
 
 impl Terms {
@@ -575,23 +605,37 @@ impl Terms {
         self.documents.len()
     }
 
-    async fn read(context: &SessionContext, job: &Job) -> Result<Self, EngineError> {
+    async fn read(context: &SessionContext, job: &Job, sliced: bool) -> Result<Self, EngineError> {
         let frame = context
             .read_table(job.vocab.provider().await?)
-            .and_then(|frame| frame.select_columns(&["id", "token", "documents"]))
+            .and_then(|frame| match sliced {
+                false => frame.select_columns(&["id", "token", "documents"]),
+                true => frame.select_columns(&["id", "token", "documents", "slice"]),
+            })
             .map_err(query)?;
         let batches = frame.collect().await.map_err(query)?;
-        let mut rows: Vec<(i32, String, u64)> = Vec::new();
+        let mut rows: Vec<(i32, String, u64, Option<String>)> = Vec::new();
         for batch in batches {
             let ids = batch.column(0).as_primitive::<Int32Type>().clone();
             let tokens = arrow::compute::cast(batch.column(1), &DataType::Utf8)
                 .map_err(|error| EngineError::Bug(error.to_string()))?;
             let documents = batch.column(2).as_primitive::<Int64Type>().clone();
+            let slices = match sliced {
+                false => None,
+                true => Some(
+                    arrow::compute::cast(batch.column(3), &DataType::Utf8)
+                        .map_err(|error| EngineError::Bug(error.to_string()))?,
+                ),
+            };
             for row in 0..batch.num_rows() {
+                let slice = slices.as_ref().map(|slices| slices.as_string::<i32>());
                 rows.push((
                     ids.value(row),
                     tokens.as_string::<i32>().value(row).to_owned(),
                     u64::try_from(documents.value(row)).unwrap_or(0),
+                    slice
+                        .filter(|slices| slices.is_valid(row))
+                        .map(|slices| slices.value(row).to_owned()),
                 ));
             }
         }
@@ -608,6 +652,7 @@ impl Terms {
         Ok(Self {
             tokens: StringArray::from_iter_values(rows.iter().map(|row| &row.1)),
             documents: rows.iter().map(|row| row.2).collect(),
+            slices: sliced.then(|| StringArray::from_iter(rows.iter().map(|row| row.3.as_deref()))),
         })
     }
 }
@@ -617,16 +662,19 @@ impl Terms {
 pub(crate) struct Totals {
     left: Arc<[f64]>,
     right: Arc<[f64]>,
-    n: f64,
+    /// By slice; one, when there are no slices.
+    n: Vec<f64>,
+    /// Ids of a slice.
+    terms: usize,
 }
 
 impl Totals {
-    /// Little-endian: n, all of left, all of right.
+    /// Little-endian: ids of a slice, n of each slice, all of left, all of right.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let numbers = std::iter::once(&self.n)
-            .chain(&self.left[..])
-            .chain(&self.right[..]);
-        numbers.flat_map(|number| number.to_le_bytes()).collect()
+        let numbers = self.n.iter().chain(&self.left[..]).chain(&self.right[..]);
+        let numbers = numbers.flat_map(|number| number.to_le_bytes());
+        let terms = (self.terms as u64).to_le_bytes();
+        terms.into_iter().chain(numbers).collect()
     }
 
     /// `None` when the length is wrong.
@@ -634,19 +682,25 @@ impl Totals {
         let (numbers, []) = bytes.as_chunks::<8>() else {
             return None;
         };
+        let (terms, numbers) = numbers.split_first()?;
+        let terms = usize::try_from(u64::from_le_bytes(*terms)).ok()?;
         let numbers: Vec<f64> = numbers
             .iter()
             .map(|number| f64::from_le_bytes(*number))
             .collect();
-        let (n, marginals) = numbers.split_first()?;
-        if marginals.len() % 2 != 0 {
+        // Each slice has one n, and each of its terms two marginals.
+        let a_slice = terms.checked_mul(2)?.checked_add(1)?;
+        let slices = (numbers.len() / a_slice).max(1);
+        if numbers.len() != slices * a_slice {
             return None;
         }
+        let (n, marginals) = numbers.split_at(slices);
         let (left, right) = marginals.split_at(marginals.len() / 2);
         Some(Self {
             left: left.into(),
             right: right.into(),
-            n: *n,
+            n: n.to_vec(),
+            terms,
         })
     }
 }
@@ -708,6 +762,7 @@ pub(crate) struct Scorer<'a> {
     symmetric: bool,
     recorded: &'a RecordedScore,
     batch: String,
+    schema: SchemaRef,
 }
 
 impl Scorer<'_> {
@@ -813,19 +868,11 @@ impl Scorer<'_> {
     ) -> Result<DataFile, EngineError> {
         let counts_schema = Arc::new(Schema::new(counts().to_vec()));
         let expressions = self.expressions(&counts_schema)?;
-        let schema = self.recorded.schema();
-        let mut file = folder.create(name, &schema, &[])?;
+        let mut file = folder.create(name, &self.schema, &[])?;
         self.scan(number, |batch| {
             let batch = self.keep(batch)?;
             if batch.num_rows() > 0 {
-                file.write(&self.score(
-                    &batch,
-                    terms,
-                    totals,
-                    &counts_schema,
-                    &expressions,
-                    &schema,
-                )?)?;
+                file.write(&self.score(&batch, terms, totals, &counts_schema, &expressions)?)?;
             }
             Ok(())
         })?;
@@ -867,7 +914,6 @@ impl Scorer<'_> {
         totals: &Totals,
         counts_schema: &SchemaRef,
         expressions: &[Arc<dyn PhysicalExpr>],
-        schema: &SchemaRef,
     ) -> Result<RecordBatch, EngineError> {
         let bug = |error: arrow::error::ArrowError| EngineError::Bug(error.to_string());
         let ids = |index: usize| batch.column(index).as_primitive::<Int32Type>().values();
@@ -888,7 +934,16 @@ impl Scorer<'_> {
         };
         let n_x = marginal(&totals.left, left);
         let n_y = marginal(&totals.right, right);
-        let n = vec![totals.n; natural.len()];
+        // A pair is of one slice, so its left id tells which.
+        let n: Vec<f64> = match totals.n.as_slice() {
+            [n] => vec![*n; natural.len()],
+            by_slice => {
+                let of = |id: &i32| by_slice.get(*id as usize / totals.terms.max(1));
+                left.iter()
+                    .map(|id| of(id).copied().unwrap_or(0.0))
+                    .collect()
+            }
+        };
         let array = |values: Vec<f64>| -> ArrayRef { Arc::new(Float64Array::from(values)) };
         let plus =
             |values: &[f64], more: f64| array(values.iter().map(|value| value + more).collect());
@@ -902,18 +957,20 @@ impl Scorer<'_> {
             ],
         )
         .map_err(bug)?;
-        let words = |ids: &[i32]| {
+        let words = |of: &StringArray, ids: &[i32]| {
             let indices = UInt32Array::from_iter_values(ids.iter().map(|id| *id as u32));
-            take(&terms.tokens, &indices, None).map_err(bug)
+            take(of, &indices, None).map_err(bug)
         };
-        let mut columns = vec![
-            words(left)?,
-            words(right)?,
+        let slices = terms.slices.as_ref().map(|slices| words(slices, left));
+        let mut columns: Vec<ArrayRef> = slices.into_iter().collect::<Result<_, _>>()?;
+        columns.extend([
+            words(&terms.tokens, left)?,
+            words(&terms.tokens, right)?,
             array(natural),
             array(n_x),
             array(n_y),
             array(n),
-        ];
+        ]);
         for expression in expressions {
             let value = expression
                 .evaluate(&smoothed)
@@ -925,7 +982,7 @@ impl Scorer<'_> {
                 .iter()
                 .all(|column| column.len() == batch.num_rows())
         );
-        RecordBatch::try_new(schema.clone(), columns).map_err(bug)
+        RecordBatch::try_new(self.schema.clone(), columns).map_err(bug)
     }
 }
 
@@ -948,9 +1005,16 @@ mod tests {
         let totals = Totals {
             left: vec![0.1, 2.0].into(),
             right: vec![1.0 / 3.0, 4.0].into(),
-            n: 1e300,
+            n: vec![1e300],
+            terms: 2,
         };
         assert_eq!(Totals::from_bytes(&totals.to_bytes()), Some(totals.clone()));
+        let sliced = Totals {
+            n: vec![3.0, 4.0],
+            terms: 1,
+            ..totals.clone()
+        };
+        assert_eq!(Totals::from_bytes(&sliced.to_bytes()), Some(sliced));
         assert_eq!(Totals::from_bytes(&totals.to_bytes()[8..]), None);
         assert_eq!(Totals::from_bytes(&[1]), None);
     }

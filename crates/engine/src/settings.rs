@@ -159,6 +159,9 @@ pub struct CountSettings {
     /// Only rows for which this SQL condition over the file's columns is true.
     #[serde(rename = "where", skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
+    /// Counts are kept apart by this value: a column, or an SQL expression over columns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slice: Option<String>,
     /// Text to features.
     pub features: FeatureSpec,
     /// Which terms.
@@ -174,6 +177,7 @@ impl CountSettings {
         RowSpec {
             text: self.text.clone(),
             filter: self.filter.clone(),
+            slice: self.slice.clone(),
         }
     }
 }
@@ -260,6 +264,11 @@ impl RecordedSettings {
             "where",
             unset(self.given.filter.clone()),
             unset(other.given.filter.clone()),
+        );
+        compare(
+            "slice",
+            unset(self.given.slice.clone()),
+            unset(other.given.slice.clone()),
         );
         let (a, b) = (&self.given.vocabulary, &other.given.vocabulary);
         compare(

@@ -16,6 +16,7 @@ use pmill_text::Vocabulary;
 use tokio::runtime::Handle;
 
 use crate::error::EngineError;
+use crate::slices::Slices;
 
 /// Where files of one table go.
 pub struct TableFolder<'a> {
@@ -219,7 +220,21 @@ pub fn table_ranges(vocabulary: &Vocabulary, reach: u64) -> Vec<Range<u32>> {
         let meetings = vocabulary.tokens(id).saturating_mul(reach);
         meetings.min(u64::from(size - id))
     };
-    let all: u64 = (0..size).map(estimate).sum();
+    ranges_of(size, estimate)
+}
+
+/// The same for a sliced job, by the ids of all slices.
+pub(crate) fn sliced_ranges(slices: &Slices, reach: u64) -> Result<Vec<Range<u32>>, EngineError> {
+    let (size, terms) = (slices.ids()?, slices.terms().max(1) as u32);
+    let estimate = |id: u32| {
+        let meetings = slices.tokens(id).saturating_mul(reach);
+        meetings.min(u64::from(terms - id % terms))
+    };
+    Ok(ranges_of(size, estimate))
+}
+
+fn ranges_of(size: u32, estimate: impl Fn(u32) -> u64) -> Vec<Range<u32>> {
+    let all: u64 = (0..size).map(&estimate).sum();
     let pairs_a_file = (all / FILES).clamp(LEAST_PAIRS_A_FILE, PAIRS_A_FILE);
     let mut ranges = Vec::new();
     let (mut start, mut pairs) = (0, 0_u64);

@@ -62,8 +62,8 @@ pub fn choose(
     })
 }
 
-/// Merges the sorted dictionaries.
-fn merge(
+/// Merges the sorted dictionaries, and leaves them as they are.
+pub(crate) fn merge(
     dictionaries: &[StoredDictionary],
     rule: &VocabularyRule,
     budget: &Budget,

@@ -16,6 +16,8 @@ use datafusion::arrow::datatypes::{DataType, Float64Type};
 use datafusion::arrow::record_batch::RecordBatch;
 use datafusion::common::{ParamValues, ScalarValue};
 
+use pmill_engine::job::Facts;
+
 use crate::auth::Credentials;
 use crate::error::ServeError;
 use crate::health::{Client, Shown};
@@ -79,7 +81,8 @@ async fn page(
         order: Order::parse(given.get("order").map_or("", String::as_str)),
         ..Page::default()
     };
-    let status = match fill(&shown, &asker, &mut page).await {
+    let slice = given.get("slice").map_or("", String::as_str);
+    let status = match fill(&shown, &asker, &mut page, slice).await {
         Ok(()) => StatusCode::OK,
         Err(error) => {
             page.message = error.chain();
@@ -105,7 +108,12 @@ fn plain(status: StatusCode, text: &str) -> Response {
     (status, format!("{text}\n")).into_response()
 }
 
-async fn fill(shown: &Shown, asker: &Asker, page: &mut Page) -> Result<(), ServeError> {
+async fn fill(
+    shown: &Shown,
+    asker: &Asker,
+    page: &mut Page,
+    asked_slice: &str,
+) -> Result<(), ServeError> {
     let snapshot = shown.service.snapshot().await?;
     page.jobs = snapshot.jobs().map(|(name, _)| name.to_string()).collect();
     if page.job.is_empty() {
@@ -122,7 +130,21 @@ async fn fill(shown: &Shown, asker: &Asker, page: &mut Page) -> Result<(), Serve
         .await
         .map_err(|error| ServeError::from_engine(error, ""))?;
     page.settings = pretty(&opened.settings()?);
-    page.facts = pretty(&opened.facts()?);
+    let facts = opened.facts()?;
+    page.facts = pretty(&facts);
+    let facts: Facts = serde_json::from_str(&facts).map_err(|error| {
+        ServeError::Bug(format!("what job `{}` says of itself: {error}", page.job))
+    })?;
+    page.slices = facts.slices.into_iter().map(|facts| facts.slice).collect();
+    page.slice = match page
+        .slices
+        .iter()
+        .find(|slice| html::slice_address(slice) == asked_slice)
+    {
+        Some(slice) => Some(slice.clone()),
+        // Another job may have been chosen, which has other slices.
+        None => page.slices.first().cloned(),
+    };
     page.scores = match opened.pmi_settings()? {
         Some((settings, _)) => pretty(&settings),
         None => String::new(),
@@ -164,13 +186,27 @@ async fn sources(shown: &Shown, asker: &Asker, page: &mut Page) -> Result<(), Se
     Ok(())
 }
 
+/// A condition for the rows of the page's slice, and the value it is given, which is `$place`.
+fn in_slice(page: &Page, place: usize) -> (String, Option<ScalarValue>) {
+    match &page.slice {
+        None => (String::new(), None),
+        Some(None) => (" AND slice IS NULL".to_owned(), None),
+        Some(Some(slice)) => (
+            format!(" AND slice = ${place}"),
+            Some(ScalarValue::Utf8(Some(slice.clone()))),
+        ),
+    }
+}
+
 /// What the vocabulary says of the word. A job with two sides may know it twice.
 async fn word(shown: &Shown, asker: &Asker, page: &mut Page) -> Result<(), ServeError> {
+    let (in_slice, slice) = in_slice(page, 2);
     let query = format!(
-        "SELECT CAST(count AS DOUBLE), CAST(documents AS DOUBLE) FROM {}.vocab WHERE token = $1",
+        "SELECT CAST(count AS DOUBLE), CAST(documents AS DOUBLE) FROM {}.vocab WHERE token = $1{in_slice}",
         page.job
     );
-    let values = vec![ScalarValue::Utf8(Some(page.word.clone()))];
+    let mut values = vec![ScalarValue::Utf8(Some(page.word.clone()))];
+    values.extend(slice);
     let Some(rows) = ask(shown, asker, &query, Some(values)).await? else {
         return Ok(());
     };
@@ -206,21 +242,23 @@ async fn near(shown: &Shown, asker: &Asker, page: &mut Page) -> Result<(), Serve
 
 async fn neighbours(shown: &Shown, asker: &Asker, page: &mut Page) -> Result<(), ServeError> {
     // A symmetric job stores a pair once, so a word's neighbours stand on both sides.
+    let (in_slice, slice) = in_slice(page, 3);
     let query = format!(
         "SELECT other, n_xy, npmi(n_xy, n_x, n_y, n) AS npmi, pmi(n_xy, n_x, n_y, n) AS pmi, \
          pmi_lower(n_xy, n_x, n_y, n) AS low, pmi_upper(n_xy, n_x, n_y, n) AS high FROM ( \
-         SELECT \"right\" AS other, n_xy, n_x, n_y, n FROM {job}.pmi WHERE \"left\" = $1 \
+         SELECT \"right\" AS other, n_xy, n_x, n_y, n FROM {job}.pmi WHERE \"left\" = $1{in_slice} \
          UNION ALL \
          SELECT \"left\" AS other, n_xy, n_x, n_y, n FROM {job}.pmi \
-         WHERE \"right\" = $1 AND \"left\" <> $1) WHERE n_xy >= $2 \
+         WHERE \"right\" = $1 AND \"left\" <> $1{in_slice}) WHERE n_xy >= $2 \
          ORDER BY {order} DESC NULLS LAST, n_xy DESC, other LIMIT {SHOWN}",
         job = page.job,
         order = page.order.column()
     );
-    let values = vec![
+    let mut values = vec![
         ScalarValue::Utf8(Some(page.word.clone())),
         ScalarValue::Float64(Some(page.least)),
     ];
+    values.extend(slice);
     let Some(rows) = ask(shown, asker, &query, Some(values)).await? else {
         return Ok(());
     };

@@ -316,6 +316,8 @@ pub struct JobCommit {
     pub facts: String,
     /// All files of the new `vocab`.
     pub vocab: Vec<DataFile>,
+    /// Whether `vocab` has a column `slice`.
+    pub sliced: bool,
     /// All files of the new `sources`.
     pub sources: Vec<DataFile>,
     /// All files of the new `pairs`.
@@ -332,11 +334,15 @@ impl JobCommit {
     /// # Errors
     /// [`StoreError::Conflict`] when someone else committed `pairs` since `base`.
     pub async fn commit(self, warehouse: &Warehouse) -> Result<u64, StoreError> {
+        let vocab_schema = match self.sliced {
+            true => &schema::SLICED_VOCAB,
+            false => &schema::VOCAB,
+        };
         let vocab = self
             .next(
                 warehouse,
                 "vocab",
-                &schema::VOCAB,
+                vocab_schema,
                 self.vocab.clone(),
                 Vec::new(),
                 None,

@@ -19,6 +19,14 @@ pub static VOCAB: LazyLock<SchemaRef> = LazyLock::new(|| {
     ]))
 });
 
+/// `vocab` of a job that is counted by slice: each term once for every slice, the ids of a slice in a row.
+/// `slice` is null for the rows whose slice is null.
+pub static SLICED_VOCAB: LazyLock<SchemaRef> = LazyLock::new(|| {
+    let mut fields = VOCAB.fields().to_vec();
+    fields.push(Arc::new(Field::new("slice", DataType::Utf8, true)));
+    Arc::new(Schema::new(fields))
+});
+
 /// `pairs(left_id, right_id, count)`, sorted by both ids. `count` is in weight units.
 pub static PAIRS: LazyLock<SchemaRef> = LazyLock::new(|| {
     Arc::new(Schema::new(vec![

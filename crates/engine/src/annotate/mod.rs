@@ -170,7 +170,10 @@ pub fn annotate(
         )));
     }
     // Every footer is looked at before anything is written.
-    let spec = RowSpec { text, filter: None };
+    let spec = RowSpec {
+        text,
+        ..RowSpec::default()
+    };
     let scanner = Scanner::new(
         table.session().context().clone(),
         spec.clone(),

@@ -328,6 +328,7 @@ impl Annotator<'_> {
             source
                 .plan
                 .apply(&text)
+                .map(|rows| rows.text)
                 .map_err(|error| error.strip_backtrace())
         })
         .and_then(|text| text)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pmill_count::keep_probability;
 use pmill_store::{Job, JobName, Warehouse};
-use pmill_text::Vocabulary;
+use pmill_text::{TermCount, Vocabulary};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
@@ -13,6 +13,7 @@ use crate::error::EngineError;
 use crate::pairs_table::PairsTable;
 use crate::session::Session;
 use crate::settings::RecordedSettings;
+use crate::slices::Slices;
 use crate::sources::{self, SourceRow};
 use crate::stored::StoredTable;
 
@@ -24,6 +25,8 @@ pub(crate) struct Base {
     pub(crate) sources: Vec<SourceRow>,
     pub(crate) vocabulary: Arc<Vocabulary>,
     pub(crate) subsample: Option<Subsample>,
+    /// Its slices, when it is counted by slice.
+    pub(crate) slices: Option<Slices>,
 }
 
 impl Base {
@@ -47,14 +50,32 @@ impl Base {
     ) -> Result<Self, EngineError> {
         let runtime = session.handle();
         let vocab = StoredTable::new(warehouse, &job.name, "vocab", "id", &job.vocab, runtime)?;
+        let recorded: RecordedSettings = parse(&job.settings()?)?;
+        let facts: Facts = parse(&job.facts()?)?;
+        let (vocabulary, slices) = if recorded.given.slice.is_some() {
+            let counts = vocab.terms().collect::<Result<Vec<TermCount>, _>>()?;
+            let (vocabulary, slices) = sliced(&facts, &counts)?;
+            (vocabulary, Some(slices))
+        } else {
+            (vocab.vocabulary()?, None)
+        };
         Ok(Self {
-            recorded: parse(&job.settings()?)?,
-            facts: parse(&job.facts()?)?,
+            recorded,
+            facts,
             sources: session.wait(sources::read(session.context(), &job))?,
-            vocabulary: Arc::new(vocab.vocabulary()?),
+            vocabulary: Arc::new(vocabulary),
+            slices,
             subsample: job.subsample().as_deref().map(parse).transpose()?,
             job,
         })
+    }
+
+    /// Ids of its pairs: those of its terms, in every slice.
+    fn ids(&self) -> Result<u32, EngineError> {
+        match &self.slices {
+            None => Ok(self.vocabulary_size()),
+            Some(slices) => slices.ids(),
+        }
     }
 
     pub(crate) fn vocabulary_size(&self) -> u32 {
@@ -67,7 +88,7 @@ impl Base {
         warehouse: &Warehouse,
         runtime: &Handle,
     ) -> Result<PairsTable, EngineError> {
-        PairsTable::new(warehouse, &self.job, self.vocabulary_size(), runtime)
+        PairsTable::new(warehouse, &self.job, self.ids()?, runtime)
     }
 
     /// Its terms outside the vocabulary; `None` when they are not kept.
@@ -89,6 +110,30 @@ impl Base {
         )
         .map(Some)
     }
+}
+
+/// The terms of a sliced `vocab` with their sums, and its slices.
+fn sliced(facts: &Facts, counts: &[TermCount]) -> Result<(Vocabulary, Slices), EngineError> {
+    let terms = usize::try_from(facts.terms).unwrap_or(usize::MAX);
+    let mut sums: Vec<TermCount> = counts.iter().take(terms).cloned().collect();
+    if counts.len() as u64 != facts.ids() {
+        return Err(EngineError::Query(format!(
+            "`vocab` has {} rows, expected {} terms in {} slices; `pmill inspect --verify` says more",
+            counts.len(),
+            facts.terms,
+            facts.slices.len()
+        )));
+    }
+    for (place, count) in counts.iter().enumerate().skip(terms) {
+        let sum = &mut sums[place % terms];
+        sum.tokens += count.tokens;
+        sum.documents += count.documents;
+    }
+    let slices = Slices::stored(&facts.slices, counts, terms);
+    Ok((
+        Vocabulary::from_rows(sums.into_iter().map(Ok::<_, EngineError>))?,
+        slices,
+    ))
 }
 
 /// What subsampling is decided by: the counts of the first commit. They are kept, so that a row is

@@ -10,12 +10,15 @@ use crate::counting::RangeFile;
 use crate::error::EngineError;
 use crate::progress::{Progress, Unit as Steps};
 use crate::session::Session;
+use crate::slices::Slices;
 use crate::sources::{self, SourceRow};
 use crate::tables::{TableFolder, vocab_columns};
 
 /// What the next version holds.
 pub(crate) struct Changes<'a> {
     pub(crate) vocabulary: &'a Vocabulary,
+    /// Counts by slice, of a job that is counted by slice.
+    pub(crate) slices: Option<&'a Slices>,
     pub(crate) sources: &'a mut [SourceRow],
     pub(crate) pairs: Vec<RangeFile>,
     pub(crate) outside: Option<DataFile>,
@@ -44,12 +47,13 @@ impl Target<'_> {
     pub(crate) fn commit(self, changes: Changes<'_>, digest: &str) -> Result<u64, EngineError> {
         self.progress.phase("commit", 1, Steps::Parts);
         let name = format!("part-00000-{digest}.parquet");
-        let vocab = self.folder("vocab").write(
-            &name,
-            &schema::VOCAB,
-            &["id"],
-            vocab_columns(changes.vocabulary)?,
-        )?;
+        let (vocab_schema, columns) = match changes.slices {
+            None => (&schema::VOCAB, vocab_columns(changes.vocabulary)?),
+            Some(slices) => (&schema::SLICED_VOCAB, slices.columns(changes.vocabulary)?),
+        };
+        let vocab = self
+            .folder("vocab")
+            .write(&name, vocab_schema, &["id"], columns)?;
         let sources = self.folder("sources").write(
             &name,
             &schema::SOURCES,
@@ -66,6 +70,7 @@ impl Target<'_> {
             batch: digest.to_owned(),
             settings: self.settings.clone(),
             facts: json(serde_json::to_string(changes.facts))?,
+            sliced: changes.slices.is_some(),
             vocab: vec![vocab],
             sources: vec![sources],
             pairs: changes.pairs.into_iter().map(|range| range.file).collect(),

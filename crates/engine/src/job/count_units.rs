@@ -11,7 +11,9 @@ use super::reading::Corpus;
 use super::run::Run;
 use crate::counting::{Counting, Parts, RangeFile, RunFile};
 use crate::error::EngineError;
+use crate::pairs_table::Blocks;
 use crate::progress::Unit as Steps;
+use crate::slices::{Slices, pairs_left, shown};
 use crate::units::Unit;
 use crate::work::WorkFolder;
 
@@ -36,7 +38,7 @@ impl Run<'_> {
         units: &[Unit],
         corpus: &mut Corpus,
         vocabulary: &Arc<Vocabulary>,
-        given_map: Option<Vec<u32>>,
+        (given_map, slices): (Option<Vec<u32>>, Option<&Slices>),
         work: &WorkFolder,
     ) -> Result<Counted, EngineError> {
         let (mut runs, mut dropped_features, mut spilled_bytes) = (Vec::new(), [0; 2], 0);
@@ -61,6 +63,8 @@ impl Run<'_> {
                 continue;
             }
             let read = &mut corpus.units[unit.number];
+            let mut in_it = corpus.slices.get(read.dictionaries.clone());
+            let again;
             let (tokens, maps) = match (read.tokens.take(), &given_map) {
                 (Some(tokens), Some(map)) => (tokens, vec![map.clone()]),
                 (Some(tokens), None) => {
@@ -71,14 +75,26 @@ impl Run<'_> {
                     (tokens, maps)
                 }
                 // Read by a process that died: read again, now that the vocabulary is known.
-                (None, _) => (self.read_again(unit, corpus, vocabulary, work)?, Vec::new()),
+                (None, _) => {
+                    let (tokens, slices) = self.read_again(unit, corpus, vocabulary, work)?;
+                    again = slices;
+                    in_it = Some(&again);
+                    (tokens, Vec::new())
+                }
+            };
+            let offsets: Vec<Option<u32>> = match (slices, in_it) {
+                (Some(slices), Some(in_it)) => in_it
+                    .iter()
+                    .map(|slice| Some(slices.place(&slice.slice)? * vocabulary.len() as u32))
+                    .collect(),
+                _ => Vec::new(),
             };
             spilled_bytes += tokens.spilled_bytes()?;
             if !several {
                 // The maps are all that is needed of them.
                 corpus.dictionaries = Vec::new();
             }
-            let mut blocks = Blocks {
+            let mut blocks = UnitBlocks {
                 run: self,
                 counting,
                 work,
@@ -86,7 +102,8 @@ impl Run<'_> {
                 done: RunsManifest::default(),
                 number: 0,
             };
-            let last = counting.fill(tokens, &maps, |block| blocks.flush(block))?;
+            let last =
+                counting.fill_slices(tokens, &maps, &offsets, |block| blocks.flush(block))?;
             if !several && blocks.number == 0 && self.base.is_none() {
                 let dropped_features = [last.dropped_features(), 0];
                 let prepared = last.prepare(self.job.threads)?;
@@ -113,12 +130,32 @@ impl Run<'_> {
         spilled_bytes += run_bytes;
         let before = match self.base {
             None => None,
-            Some(base) => Some(base.pairs(self.warehouse, self.prepared.session.handle())?),
+            Some(base) => {
+                let pairs = base.pairs(self.warehouse, self.prepared.session.handle())?;
+                Some(match (slices, &base.slices) {
+                    (Some(now), Some(before)) => pairs.moved(Blocks::of(before, now)?),
+                    _ => pairs,
+                })
+            }
         };
         let parts = Parts {
             runs,
             tables: before.iter().collect(),
         };
+        if let Some(slices) = slices {
+            // The table has no room for what should not be there, so it is looked for.
+            let gone = slices.ids()?..slices.ids_with_gone()?;
+            let left = if gone.is_empty() {
+                None
+            } else {
+                counting
+                    .first_left(&parts, gone)
+                    .map_err(|error| name_pair(error, vocabulary, Some(slices)))?
+            };
+            if let Some(left) = left {
+                return Err(pairs_left(slices.key(left)));
+            }
+        }
         self.progress
             .phase("merge", counting.ranges.len() as u64, Steps::Parts);
         let (_, local) = self.warehouse.table_folder(self.name, "pairs");
@@ -137,7 +174,7 @@ impl Run<'_> {
                 Ok(())
             },
         );
-        let files = merged.map_err(|error| name_pair(error, vocabulary))?;
+        let files = merged.map_err(|error| name_pair(error, vocabulary, slices))?;
         Ok(Counted {
             files,
             dropped_features,
@@ -147,24 +184,35 @@ impl Run<'_> {
 }
 
 /// Tells a pair that would go below zero by its terms.
-pub(crate) fn name_pair(error: EngineError, vocabulary: &Vocabulary) -> EngineError {
+pub(crate) fn name_pair(
+    error: EngineError,
+    vocabulary: &Vocabulary,
+    slices: Option<&Slices>,
+) -> EngineError {
     match error {
         EngineError::Count(CountError::NegativeCount {
             left,
             right,
             count,
             subtract,
-        }) => EngineError::Setting(format!(
-            "the pair (`{}`, `{}`) has count {count} in weight units, and {subtract} would be taken out: what is to be taken out was never counted; nothing was changed",
-            vocabulary.term(left),
-            vocabulary.term(right)
-        )),
+        }) => {
+            let terms = vocabulary.len() as u32;
+            let slice = slices
+                .and_then(|slices| slices.key(left))
+                .map(|key| format!(" of {}", shown(key)))
+                .unwrap_or_default();
+            EngineError::Setting(format!(
+                "the pair (`{}`, `{}`){slice} has count {count} in weight units, and {subtract} would be taken out: what is to be taken out was never counted; nothing was changed",
+                vocabulary.term(left % terms),
+                vocabulary.term(right % terms)
+            ))
+        }
         error => error,
     }
 }
 
 /// Writes the full blocks of one unit as runs.
-pub(super) struct Blocks<'a> {
+pub(super) struct UnitBlocks<'a> {
     run: &'a Run<'a>,
     counting: &'a Counting<'a>,
     work: &'a WorkFolder,
@@ -173,7 +221,7 @@ pub(super) struct Blocks<'a> {
     number: usize,
 }
 
-impl Blocks<'_> {
+impl UnitBlocks<'_> {
     pub(super) fn flush(&mut self, block: TokenBlock) -> Result<TokenBlock, EngineError> {
         self.done.dropped_features += block.dropped_features();
         let prepared = block.prepare(self.run.job.threads)?;

@@ -46,6 +46,7 @@ use crate::memory::ByteSize;
 use crate::progress::{Progress, StopFlag};
 use crate::session::Session;
 use crate::settings::{CountSettings, OnBadFile, RecordedSettings};
+use crate::slices::SliceFacts;
 use crate::units;
 use crate::work::SCRATCH;
 
@@ -169,6 +170,17 @@ pub struct Facts {
     pub weight_unit: u64,
     /// Features dropped by `max-features-per-document`.
     pub dropped_features: u64,
+    /// The slices in their order, when the job is counted by slice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slices: Vec<SliceFacts>,
+}
+
+impl Facts {
+    /// Rows of `vocab`, whose ids the pairs have: the terms, once for each slice.
+    #[must_use]
+    pub fn ids(&self) -> u64 {
+        self.terms * self.slices.len().max(1) as u64
+    }
 }
 
 /// Says what a job would do. Writes nothing.

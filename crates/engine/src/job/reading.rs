@@ -13,6 +13,7 @@ use crate::error::EngineError;
 use crate::progress::Unit as Steps;
 use crate::read::{self, FileTally, ReadJob, ReadUnit};
 use crate::settings::OnBadFile;
+use crate::slices::SliceFacts;
 use crate::tokens::TokenStore;
 use crate::units::Unit;
 use crate::work::WorkFolder;
@@ -22,12 +23,17 @@ use crate::work::WorkFolder;
 pub(super) struct TermsManifest {
     pub(super) files: Vec<(usize, FileTally)>,
     pub(super) dictionaries: Vec<(String, u64)>,
+    /// By dictionary: the slice that is in it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) slices: Vec<SliceFacts>,
 }
 
 /// All units read.
 pub(super) struct Corpus {
     pub(super) units: Vec<UnitTokens>,
     pub(super) dictionaries: Vec<StoredDictionary>,
+    /// By dictionary: the slice that is in it. Empty without slices.
+    pub(super) slices: Vec<SliceFacts>,
     /// By provisional id, when the vocabulary was given: what is added, and what is taken.
     pub(super) counts: Option<[Sums; 2]>,
     pub(super) tallies: Vec<FileTally>,
@@ -86,6 +92,7 @@ impl Run<'_> {
             files: self.files,
             extractor: &self.prepared.extractor,
             vocabulary: given,
+            sliced: self.sliced(),
             rows: &self.rows,
             budget: self.budget,
             folder: &folder,
@@ -102,6 +109,7 @@ impl Run<'_> {
             let mut corpus = Corpus {
                 units: Vec::new(),
                 dictionaries: Vec::new(),
+                slices: Vec::new(),
                 counts: given.map(|v| [Sums::of(v.len()), Sums::of(v.len())]),
                 tallies: vec![FileTally::default(); self.files.len()],
                 bad: bad.clone(),
@@ -148,7 +156,7 @@ impl Run<'_> {
         corpus: &Corpus,
         vocabulary: &Arc<Vocabulary>,
         work: &WorkFolder,
-    ) -> Result<TokenStore, EngineError> {
+    ) -> Result<(TokenStore, Vec<SliceFacts>), EngineError> {
         let scanner = self.prepared.scanner(self.job);
         let folder: PathBuf = work.path().to_owned();
         let reader = ReadJob {
@@ -157,6 +165,7 @@ impl Run<'_> {
             files: self.files,
             extractor: &self.prepared.extractor,
             vocabulary: Some(vocabulary),
+            sliced: self.sliced(),
             rows: &self.rows,
             budget: self.budget,
             folder: &folder,
@@ -165,7 +174,7 @@ impl Run<'_> {
         };
         let left_out: Vec<bool> = corpus.bad.iter().map(Option::is_some).collect();
         match read::read_unit(&reader, unit, &left_out, false)? {
-            Ok(read) => Ok(read.tokens),
+            Ok(read) => Ok((read.tokens, read.slices)),
             Err(_) => Err(EngineError::Bug(
                 "a unit that was read before cannot be read again".into(),
             )),
@@ -179,6 +188,7 @@ impl Corpus {
         Self {
             units: Vec::new(),
             dictionaries,
+            slices: Vec::new(),
             counts: counts.map(|added| {
                 let taken = Sums::of(added.tokens.len());
                 [added, taken]
@@ -194,6 +204,7 @@ impl Corpus {
             self.tallies[file].tokens += tally.tokens;
         }
         let first = self.dictionaries.len();
+        self.slices.extend(done.slices);
         self.dictionaries
             .extend(
                 done.dictionaries
@@ -225,6 +236,7 @@ impl Corpus {
             sums[usize::from(taken)].add(tokens, documents);
         }
         let first = self.dictionaries.len();
+        self.slices.extend(read.slices.iter().cloned());
         match manifest {
             None => self.dictionaries.extend(read.dictionaries),
             Some(manifest) => {
@@ -262,6 +274,7 @@ impl Corpus {
                         &TermsManifest {
                             files,
                             dictionaries: names,
+                            slices: read.slices,
                         },
                     )?;
                     killpoint::reach("a unit is read");

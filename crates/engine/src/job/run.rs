@@ -24,8 +24,9 @@ use crate::read::FileTally;
 use crate::row_set::RowSet;
 use crate::scan::CorpusFile;
 use crate::settings::{ContextKind, ContextSettings};
+use crate::slices::Slices;
 use crate::sources::{SourceRow, SourceStatus};
-use crate::tables::{TableFolder, table_ranges};
+use crate::tables::{TableFolder, sliced_ranges, table_ranges};
 use crate::units::{self, Unit};
 use crate::work::WorkFolder;
 
@@ -75,7 +76,9 @@ impl Run<'_> {
             (Some(path), None) => Some(Arc::new(Vocabulary::from_file(path)?)),
             (None, _) => None,
         };
-        let mut corpus = self.read(&units, &work, given.as_ref())?;
+        // Counts by slice are summed from the terms of each, whoever chose them.
+        let looked_up = given.as_ref().filter(|_| !self.sliced());
+        let mut corpus = self.read(&units, &work, looked_up)?;
         let (added, taken) = self.tallies(&corpus)?;
         let place = OutsidePlace {
             folder: self.folder("outside"),
@@ -87,14 +90,26 @@ impl Run<'_> {
         facts.tokens = change("tokens", facts.tokens, added.tokens, taken.tokens)?;
         facts.types = totals.types;
         facts.terms = totals.vocabulary.len() as u64;
+        facts.slices = totals
+            .slices
+            .as_ref()
+            .map(Slices::facts)
+            .unwrap_or_default();
         let subsample = self.subsample(&totals.vocabulary, &facts)?;
-        let counting = self.counting(&totals.vocabulary, &facts, subsample.as_ref(), &digest)?;
+        let slices = totals.slices.as_ref();
+        let counting = self.sliced_counting(
+            &totals.vocabulary,
+            slices,
+            &facts,
+            subsample.as_ref(),
+            &digest,
+        )?;
         let counted = self.count(
             &counting,
             &units,
             &mut corpus,
             &totals.vocabulary,
-            totals.given_map,
+            (totals.given_map, slices),
             &work,
         )?;
         facts.pairs = counted.files.iter().map(|file| file.pairs).sum();
@@ -127,6 +142,7 @@ impl Run<'_> {
         let version = self.commit(
             Changes {
                 vocabulary: &totals.vocabulary,
+                slices: totals.slices.as_ref(),
                 sources: &mut sources,
                 pairs: counted.files,
                 outside: totals.outside,
@@ -148,6 +164,11 @@ impl Run<'_> {
             spilled_bytes: counted.spilled_bytes,
             notes,
         })
+    }
+
+    /// Whether the job is counted by slice.
+    pub(super) fn sliced(&self) -> bool {
+        self.job.settings.slice.is_some()
     }
 
     pub(super) fn added_files(&self) -> usize {
@@ -222,6 +243,7 @@ impl Run<'_> {
                 units: "0".to_owned(),
                 weight_unit: self.prepared.recorded.weight_unit,
                 dropped_features: 0,
+                slices: Vec::new(),
             },
         }
     }
@@ -280,19 +302,39 @@ impl Run<'_> {
         subsample: Option<&Subsample>,
         digest: &str,
     ) -> Result<Counting<'_>, EngineError> {
+        self.sliced_counting(vocabulary, None, facts, subsample, digest)
+    }
+
+    pub(super) fn sliced_counting(
+        &self,
+        vocabulary: &Vocabulary,
+        slices: Option<&Slices>,
+        facts: &Facts,
+        subsample: Option<&Subsample>,
+        digest: &str,
+    ) -> Result<Counting<'_>, EngineError> {
         let context = &self.job.settings.context;
-        let kernel = KernelSettings {
-            context: context.to_context()?,
-            vocabulary_size: u32::try_from(vocabulary.len()).map_err(|_| {
+        let size = match slices {
+            None => u32::try_from(vocabulary.len()).map_err(|_| {
                 EngineError::Setting("the vocabulary has more than 2^32 terms".into())
             })?,
+            Some(slices) => slices.ids_with_gone()?,
         };
+        let kernel = KernelSettings {
+            context: context.to_context()?,
+            vocabulary_size: size,
+        };
+        let reach = reach(context, facts);
+        let held = vocabulary.held_bytes() as u64 + slices.map_or(0, Slices::held_bytes);
         Ok(Counting {
-            block_bytes: self.budget.block(&kernel, vocabulary.held_bytes() as u64)?,
+            block_bytes: self.budget.block(&kernel, held)?,
             kernel,
             keep: subsample.map(Subsample::keep),
             threads: self.job.threads,
-            ranges: table_ranges(vocabulary, reach(context, facts)),
+            ranges: match slices {
+                None => table_ranges(vocabulary, reach),
+                Some(slices) => sliced_ranges(slices, reach)?,
+            },
             folder: self.folder("pairs"),
             batch: digest.to_owned(),
             progress: self.progress,

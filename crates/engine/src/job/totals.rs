@@ -16,6 +16,7 @@ use super::run::Run;
 use crate::dictionaries::{SortedTerms, StoredDictionary};
 use crate::error::EngineError;
 use crate::outside::OutsideFile;
+use crate::slices::Slices;
 use crate::tables::TableFolder;
 use crate::vocabulary;
 
@@ -42,6 +43,8 @@ pub(super) struct Totals {
     pub(super) outside: Option<DataFile>,
     /// Tokens of the vocabulary that this batch adds.
     pub(super) tokens_inside: u64,
+    /// Counts by slice, when the job is counted by slice.
+    pub(super) slices: Option<Slices>,
 }
 
 impl Run<'_> {
@@ -51,6 +54,9 @@ impl Run<'_> {
         corpus: &mut Corpus,
         place: &OutsidePlace<'_>,
     ) -> Result<Totals, EngineError> {
+        if self.sliced() {
+            return self.sliced_totals(given, corpus, place);
+        }
         match (self.base, given, &corpus.counts) {
             (None, Some(given), Some([added, _])) => {
                 let (vocabulary, map) = given.recount(&added.tokens, &added.documents)?;
@@ -60,6 +66,7 @@ impl Run<'_> {
                     given_map: Some(map),
                     outside: None,
                     tokens_inside: added.tokens.iter().sum(),
+                    slices: None,
                 })
             }
             (Some(base), Some(_), Some([added, taken])) => {
@@ -70,6 +77,7 @@ impl Run<'_> {
                     given_map: None,
                     outside: None,
                     tokens_inside: added.tokens.iter().sum(),
+                    slices: None,
                 })
             }
             (None, ..) => self.chosen(corpus, place),
@@ -80,7 +88,12 @@ impl Run<'_> {
     /// The first count: the vocabulary is chosen.
     fn chosen(&self, corpus: &mut Corpus, place: &OutsidePlace<'_>) -> Result<Totals, EngineError> {
         let rule = self.job.settings.vocabulary.rule();
-        let chosen = vocabulary::choose(&mut corpus.dictionaries, &rule, &self.budget)?;
+        let chosen = if self.sliced() {
+            // The dictionaries are needed once more, each for its slice.
+            vocabulary::merge(&corpus.dictionaries, &rule, &self.budget)?
+        } else {
+            vocabulary::choose(&mut corpus.dictionaries, &rule, &self.budget)?
+        };
         let vocabulary = chosen.vocabulary;
         let mut outside = place.create()?;
         if let Some(terms) = &chosen.outside {
@@ -101,6 +114,7 @@ impl Run<'_> {
             vocabulary: Arc::new(vocabulary),
             given_map: None,
             outside: Some(outside.finish()?),
+            slices: None,
         })
     }
 
@@ -156,7 +170,53 @@ impl Run<'_> {
             given_map: None,
             outside: outside.map(OutsideFile::finish).transpose()?,
             tokens_inside: added.tokens.iter().sum(),
+            slices: None,
         })
+    }
+
+    /// The same for a job that is counted by slice: one vocabulary, chosen by the sums of all slices,
+    /// and its counts in each.
+    fn sliced_totals(
+        &self,
+        given: Option<&Vocabulary>,
+        corpus: &mut Corpus,
+        place: &OutsidePlace<'_>,
+    ) -> Result<Totals, EngineError> {
+        let mut totals = match (self.base, given) {
+            (Some(base), _) => self.more(base, corpus, place)?,
+            (None, Some(given)) => {
+                let vocabulary = given.with_counts(merge_sorted(sorted(&corpus.dictionaries)?))?;
+                Totals {
+                    types: with_count(&vocabulary),
+                    tokens_inside: tokens_of(&vocabulary),
+                    vocabulary: Arc::new(vocabulary),
+                    given_map: None,
+                    outside: None,
+                    slices: None,
+                }
+            }
+            (None, None) => self.chosen(corpus, place)?,
+        };
+        let vocabulary = &totals.vocabulary;
+        let mut slices = match self.base.and_then(|base| base.slices.clone()) {
+            Some(slices) => slices,
+            None => Slices::new(vocabulary.len()),
+        };
+        let first_taken = self.signed_dictionaries(corpus).0.len();
+        let dictionaries = corpus.dictionaries.iter().zip(&corpus.slices);
+        for (number, (dictionary, slice)) in dictionaries.enumerate() {
+            let taken = number >= first_taken;
+            slices.tally(slice, taken)?;
+            for term in dictionary.sorted()? {
+                let term = term?;
+                if let Some(id) = vocabulary.lookup(&term.term) {
+                    slices.count(&slice.slice, id, &term, taken)?;
+                }
+            }
+        }
+        slices.settle()?;
+        totals.slices = Some(slices);
+        Ok(totals)
     }
 
     /// The dictionaries of what is added, and of what is taken.

@@ -97,7 +97,7 @@ impl TableProvider for AbsentTable {
             None => (0..schema().fields().len()).collect(),
         };
         let context = SessionContext::new_with_state(state.clone());
-        let counts = JobCounts::open(self.jobs.as_ref(), DOC.name, &self.job).await?;
+        let counts = JobCounts::open(&context, self.jobs.as_ref(), DOC.name, &self.job).await?;
         let terms = Terms::read(&context, &counts).await?;
         let kind = match (counts.symmetric, counts.windows) {
             (true, false) => Kind::Apart,

@@ -1,7 +1,12 @@
 //! A job's counts as SQL: natural units, the marginals that `pmill score` takes by default.
 
+use std::ops::Range;
+
+use datafusion::arrow::array::AsArray;
+use datafusion::arrow::datatypes::Int64Type;
 use datafusion::common::plan_err;
 use datafusion::error::Result;
+use datafusion::prelude::SessionContext;
 use pmill_count::Side;
 use pmill_store::Job;
 
@@ -22,10 +27,28 @@ pub(super) struct JobCounts {
     pub(super) windows: bool,
     /// All contexts, in natural units.
     pub(super) n: f64,
+    /// Ids of the slice, of a job that is counted by slice.
+    ids: Option<Range<u64>>,
 }
 
 impl JobCounts {
-    pub(super) async fn open(jobs: &dyn Jobs, function: &str, name: &str) -> Result<Self> {
+    pub(super) async fn open(
+        context: &SessionContext,
+        jobs: &dyn Jobs,
+        function: &str,
+        name: &str,
+    ) -> Result<Self> {
+        Self::open_slice(context, jobs, function, name, None).await
+    }
+
+    /// The counts of one slice of a job; of the whole job, which then must not be counted by slice.
+    pub(super) async fn open_slice(
+        context: &SessionContext,
+        jobs: &dyn Jobs,
+        function: &str,
+        name: &str,
+        slice: Option<&str>,
+    ) -> Result<Self> {
         let job = job(jobs, function, name).await?;
         let settings: RecordedSettings =
             parse(&job.settings().map_err(external)?).map_err(external)?;
@@ -46,8 +69,37 @@ impl JobCounts {
             );
         }
         let unit = facts.weight_unit;
+        let (mut rows, mut units, mut ids) = (facts.rows, units, None);
+        match (settings.given.slice.is_some(), slice) {
+            (false, None) => {}
+            (false, Some(slice)) => {
+                return plan_err!(
+                    "{function}: job `{name}` is not counted by slice, so it has no slice `{slice}`"
+                );
+            }
+            (true, _) => {
+                let keys = facts.slices.iter().map(|facts| facts.slice.as_deref());
+                let place = slice.and_then(|slice| keys.clone().position(|key| key == Some(slice)));
+                let Some(place) = place else {
+                    let known: Vec<&str> = keys.flatten().take(20).collect();
+                    let asked = slice.map_or("which slice is not said".to_owned(), |slice| {
+                        format!("it has no slice `{slice}`")
+                    });
+                    return plan_err!(
+                        "{function}: job `{name}` is counted by slice, and {asked}; its slices: {}",
+                        known.join(", ")
+                    );
+                };
+                let range = place as u64 * facts.terms..(place as u64 + 1) * facts.terms;
+                rows = facts.slices[place].rows;
+                if windows {
+                    units = sum(context, &sql::name(name), &range).await?;
+                }
+                ids = Some(range);
+            }
+        }
         let n = match (windows, symmetric) {
-            (false, _) => facts.rows as f64,
+            (false, _) => rows as f64,
             (true, true) => (2 * units) as f64 / unit as f64,
             (true, false) => units as f64 / unit as f64,
         };
@@ -59,7 +111,16 @@ impl JobCounts {
             symmetric,
             windows,
             n,
+            ids,
         })
+    }
+
+    /// SQL that is true for ids of the slice.
+    pub(super) fn in_slice(&self, column: &str) -> String {
+        match &self.ids {
+            None => "true".to_owned(),
+            Some(ids) => format!("({column} >= {} AND {column} < {})", ids.start, ids.end),
+        }
     }
 
     /// Columns `id`, `token`, `n_left` and `n_right`: the contexts of each feature on each side.
@@ -68,13 +129,17 @@ impl JobCounts {
         if !self.windows {
             return format!(
                 "SELECT id, token, CAST(documents AS DOUBLE) AS n_left, CAST(documents AS DOUBLE) AS n_right \
-                 FROM {schema}.vocab"
+                 FROM {schema}.vocab WHERE {}",
+                self.in_slice("id")
             );
         }
         let unit = self.unit;
         let sums = |ids: &str| format!("(SELECT id, sum(c) AS m FROM ({ids}) GROUP BY id)");
-        let side =
-            |column: &str| format!("SELECT {column} AS id, \"count\" AS c FROM {schema}.pairs");
+        let side = |column: &str| {
+            let inside = self.in_slice(column);
+            format!("SELECT {column} AS id, \"count\" AS c FROM {schema}.pairs WHERE {inside}")
+        };
+        let inside = self.in_slice("v.id");
         let (left, right) = if self.symmetric {
             let both = sums(&format!(
                 "{} UNION ALL {}",
@@ -84,7 +149,7 @@ impl JobCounts {
             return format!(
                 "SELECT v.id, v.token, coalesce(s.m, 0) / CAST({unit} AS DOUBLE) AS n_left, \
                  coalesce(s.m, 0) / CAST({unit} AS DOUBLE) AS n_right \
-                 FROM {schema}.vocab v LEFT JOIN {both} s ON v.id = s.id"
+                 FROM {schema}.vocab v LEFT JOIN {both} s ON v.id = s.id WHERE {inside}"
             );
         } else {
             (sums(&side("left_id")), sums(&side("right_id")))
@@ -92,7 +157,8 @@ impl JobCounts {
         format!(
             "SELECT v.id, v.token, coalesce(l.m, 0) / CAST({unit} AS DOUBLE) AS n_left, \
              coalesce(r.m, 0) / CAST({unit} AS DOUBLE) AS n_right \
-             FROM {schema}.vocab v LEFT JOIN {left} l ON v.id = l.id LEFT JOIN {right} r ON v.id = r.id"
+             FROM {schema}.vocab v LEFT JOIN {left} l ON v.id = l.id LEFT JOIN {right} r ON v.id = r.id \
+             WHERE {inside}"
         )
     }
 
@@ -105,8 +171,25 @@ impl JobCounts {
         } else {
             "\"count\""
         };
+        let inside = self.in_slice("left_id");
         format!(
-            "SELECT left_id, right_id, {count} / CAST({unit} AS DOUBLE) AS n_xy FROM {schema}.pairs WHERE {condition}"
+            "SELECT left_id, right_id, {count} / CAST({unit} AS DOUBLE) AS n_xy FROM {schema}.pairs \
+             WHERE {condition} AND {inside}"
         )
     }
+}
+
+/// The sum of the pairs of some left ids.
+async fn sum(context: &SessionContext, schema: &str, ids: &Range<u64>) -> Result<u128> {
+    let query = format!(
+        "SELECT coalesce(sum(\"count\"), 0) FROM {schema}.pairs WHERE left_id >= {} AND left_id < {}",
+        ids.start, ids.end
+    );
+    let batches = context.sql(&query).await?.collect().await?;
+    let sum = batches.iter().find(|batch| batch.num_rows() > 0);
+    let sum = sum.and_then(|batch| {
+        let sums = batch.column(0).as_primitive_opt::<Int64Type>()?;
+        u128::try_from(sums.value(0)).ok()
+    });
+    Ok(sum.unwrap_or(0))
 }

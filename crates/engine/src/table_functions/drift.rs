@@ -1,4 +1,5 @@
-//! `drift(a, b [, min_pair_count])`: pair by pair, what changed between two jobs counted alike.
+//! `drift(a, b)`: pair by pair, what changed between two jobs counted alike, two versions of one job, or two slices of
+//! one job (`drift(job, slice, slice)`).
 //!
 //! The pairs of both, under the ids of `a`, are added up side by side (no join, so that the sum can spill), then get
 //! their words and marginals from the two vocabularies, which fit in memory. The formulas are in the catalogue.
@@ -10,6 +11,7 @@ use datafusion::arrow::datatypes::DataType;
 use datafusion::catalog::{TableFunctionArgs, TableFunctionImpl, TableProvider};
 use datafusion::common::plan_err;
 use datafusion::error::Result;
+use datafusion::logical_expr::Expr;
 use datafusion::prelude::SessionContext;
 use pmill_stats::catalogue::{DRIFT, TableFunctionDoc};
 
@@ -47,18 +49,43 @@ struct Asked {
     jobs: Arc<dyn Jobs>,
     a: String,
     b: String,
+    slice_a: Option<String>,
+    slice_b: Option<String>,
     min_pair_count: f64,
 }
 
 impl TableFunctionImpl for Drift {
     fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
         let arguments = Arguments::new(DOC, args.exprs())?;
-        let asked = Asked {
+        let (a, b) = (arguments.required_text("a")?, arguments.required_text("b")?);
+        let mut asked = Asked {
             jobs: self.0.clone(),
-            a: arguments.required_text("a")?,
-            b: arguments.required_text("b")?,
+            a,
+            b,
+            slice_a: arguments.text("slice_a")?,
+            slice_b: arguments.text("slice_b")?,
             min_pair_count: arguments.number("min_pair_count")?.unwrap_or(0.0),
         };
+        match arguments.expression("to") {
+            // drift(a, b, least)
+            Some(Expr::Literal(least, _)) if !least.is_null() && least.try_as_str().is_none() => {
+                asked.min_pair_count = arguments.number("to")?.unwrap_or(0.0);
+            }
+            // drift(job, slice, slice)
+            _ => {
+                if let Some(to) = arguments.text("to")? {
+                    if asked.slice_a.is_some() || asked.slice_b.is_some() {
+                        return plan_err!(
+                            "{}: with `to`, `b` and `to` are the slices; leave slice_a and slice_b out",
+                            DOC.name
+                        );
+                    }
+                    asked.slice_a = Some(asked.b);
+                    asked.slice_b = Some(to);
+                    asked.b = asked.a.clone();
+                }
+            }
+        }
         let words = ["left", "right"].map(|name| (name.to_owned(), DataType::Utf8View));
         let numbers = NUMBERS.map(|name| (name.to_owned(), DataType::Float64));
         let columns = words.into_iter().chain(numbers).collect();
@@ -68,9 +95,11 @@ impl TableFunctionImpl for Drift {
 
 #[async_trait]
 impl Query for Asked {
-    async fn sql(&self, _context: &SessionContext) -> Result<String> {
-        let a = JobCounts::open(self.jobs.as_ref(), DOC.name, &self.a).await?;
-        let b = JobCounts::open(self.jobs.as_ref(), DOC.name, &self.b).await?;
+    async fn sql(&self, context: &SessionContext) -> Result<String> {
+        let (jobs, name) = (self.jobs.as_ref(), DOC.name);
+        let (slice_a, slice_b) = (self.slice_a.as_deref(), self.slice_b.as_deref());
+        let a = JobCounts::open_slice(context, jobs, name, &self.a, slice_a).await?;
+        let b = JobCounts::open_slice(context, jobs, name, &self.b, slice_b).await?;
         let differences = a.settings.differences(&b.settings);
         if !differences.is_empty() {
             return plan_err!(

@@ -36,6 +36,7 @@ struct Asked {
     k: u64,
     measure: String,
     min_pair_count: f64,
+    slice: Option<String>,
 }
 
 impl TableFunctionImpl for Neighbours {
@@ -50,6 +51,7 @@ impl TableFunctionImpl for Neighbours {
                 .text("measure")?
                 .unwrap_or_else(|| "npmi".to_owned()),
             min_pair_count: arguments.number("min_pair_count")?.unwrap_or(0.0),
+            slice: arguments.text("slice")?,
         };
         let columns = DOC.columns.iter().map(|(name, _)| {
             let kind = match *name {
@@ -118,11 +120,12 @@ impl Asked {
 }
 
 /// The word's id.
-async fn id_of(context: &SessionContext, job: &str, word: &str) -> Result<i32> {
+async fn id_of(context: &SessionContext, counts: &JobCounts, job: &str, word: &str) -> Result<i32> {
     let find = format!(
-        "SELECT id FROM {}.vocab WHERE token = {}",
+        "SELECT id FROM {}.vocab WHERE token = {} AND {}",
         sql::name(job),
-        sql::literal(word)
+        sql::literal(word),
+        counts.in_slice("id")
     );
     for batch in context.sql(&find).await?.collect().await? {
         use datafusion::arrow::array::AsArray;
@@ -142,10 +145,18 @@ async fn id_of(context: &SessionContext, job: &str, word: &str) -> Result<i32> {
 #[async_trait]
 impl Query for Asked {
     async fn sql(&self, context: &SessionContext) -> Result<String> {
-        let counts = JobCounts::open(self.jobs.as_ref(), DOC.name, &self.job).await?;
-        let id = id_of(context, &self.job, &self.word).await?;
+        let counts = JobCounts::open_slice(
+            context,
+            self.jobs.as_ref(),
+            DOC.name,
+            &self.job,
+            self.slice.as_deref(),
+        )
+        .await?;
+        let id = id_of(context, &counts, &self.job, &self.word).await?;
         let fresh = match counts.job.pmi_settings().map_err(external)? {
-            Some((_, version)) => version == counts.job.pairs.version(),
+            // The scores of a slice are computed from its counts: it is one of many in pmi.
+            Some((_, version)) => version == counts.job.pairs.version() && self.slice.is_none(),
             None => false,
         };
         let stored = if fresh {

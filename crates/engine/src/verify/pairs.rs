@@ -118,6 +118,11 @@ impl Pass<'_> {
                 });
                 continue;
             };
+            if left / self.vocab.terms != right / self.vocab.terms {
+                findings.add("pairs", "both terms are of one slice", || {
+                    format!("{pair:?}")
+                });
+            }
             if self.symmetric && (x > y || (self.document && x == y)) {
                 findings.add(
                     "pairs",

@@ -82,6 +82,13 @@ fn check(
             }
         }
     }
+    let slices = match &vocab.slices {
+        None => None,
+        Some(places) => {
+            let keys = cast(batch.column_by_name("slice")?, &DataType::Utf8).ok()?;
+            Some((places, keys.as_string::<i32>().clone()))
+        }
+    };
     let (mut first, mut last) = (None, before);
     for row in 0..batch.num_rows() {
         let (x, y) = (left.value(row), right.value(row));
@@ -92,7 +99,18 @@ fn check(
             });
             continue;
         };
-        let pair = (left_id, right_id);
+        let offset = match &slices {
+            None => 0,
+            Some((places, keys)) => {
+                let key = keys.is_valid(row).then(|| keys.value(row).to_owned());
+                let Some(place) = places.get(&key) else {
+                    findings.add("pmi", "slices are those of the job", || format!("{key:?}"));
+                    continue;
+                };
+                place * vocab.terms as u32
+            }
+        };
+        let pair = (offset + left_id, offset + right_id);
         if let Some(last) = last
             && pair <= last
         {

@@ -4,6 +4,8 @@ mod plot;
 
 use std::fmt::Write;
 
+use pmill_engine::slices::SliceKey;
+
 use self::plot::plot;
 
 /// What a page shows.
@@ -14,6 +16,9 @@ pub(super) struct Page {
     pub(super) word: String,
     pub(super) least: f64,
     pub(super) order: Order,
+    /// The slices of a job that is counted by slice, and the one that is shown.
+    pub(super) slices: Vec<SliceKey>,
+    pub(super) slice: Option<SliceKey>,
     /// How often the word was counted, and in how many rows; empty when the vocabulary has no such word.
     pub(super) known: Vec<Known>,
     /// Words of the vocabulary that resemble an unknown one.
@@ -26,6 +31,14 @@ pub(super) struct Page {
     /// How many there are, of which `sources` may be the first only.
     pub(super) all_sources: f64,
     pub(super) message: String,
+}
+
+/// A slice as it stands in an address: text after `is:`, or `null`.
+pub(super) fn slice_address(slice: &SliceKey) -> String {
+    match slice {
+        Some(text) => format!("is:{text}"),
+        None => "null".to_owned(),
+    }
 }
 
 /// A word of the vocabulary.
@@ -214,14 +227,36 @@ fn form(out: &mut String, page: &Page) -> std::fmt::Result {
             order.label()
         )?;
     }
-    out.push_str("</select></label><button>Look up</button></form>");
+    out.push_str("</select></label>");
+    if !page.slices.is_empty() {
+        out.push_str("<label>Slice<select name=\"slice\">");
+        for slice in &page.slices {
+            let selected = if page.slice.as_ref() == Some(slice) {
+                " selected"
+            } else {
+                ""
+            };
+            write!(
+                out,
+                "<option value=\"{}\"{selected}>{}</option>",
+                escape(&slice_address(slice)),
+                escape(slice.as_deref().unwrap_or("NULL"))
+            )?;
+        }
+        out.push_str("</select></label>");
+    }
+    out.push_str("<button>Look up</button></form>");
     Ok(())
 }
 
 /// The address of the same question about another word.
 fn link(page: &Page, word: &str) -> String {
+    let slice = match &page.slice {
+        Some(slice) => format!("&amp;slice={}", quote(&slice_address(slice))),
+        None => String::new(),
+    };
     format!(
-        "<a href=\"/?job={}&amp;word={}&amp;least={}&amp;order={}\">{}</a>",
+        "<a href=\"/?job={}&amp;word={}&amp;least={}&amp;order={}{slice}\">{}</a>",
         quote(&page.job),
         quote(word),
         page.least,
@@ -370,6 +405,8 @@ mod tests {
                 low: 0.2,
                 high: f64::INFINITY,
             }],
+            slice: Some(Some(evil.clone())),
+            slices: vec![None, Some(evil.clone())],
             settings: evil.clone(),
             facts: evil.clone(),
             scores: evil.clone(),

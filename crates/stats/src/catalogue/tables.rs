@@ -154,6 +154,11 @@ pub static NEIGHBOURS: TableFunctionDoc = TableFunctionDoc {
             "0",
             "pairs with a smaller n_xy are left out",
         ),
+        optional(
+            "slice",
+            "none",
+            "the slice, for a job that is counted by slice",
+        ),
     ],
     columns: &[
         ("rank", "1, 2, …"),
@@ -166,7 +171,7 @@ pub static NEIGHBOURS: TableFunctionDoc = TableFunctionDoc {
     ],
     formula: "the k largest scores; equal ones by n_xy, then by the neighbour's bytes",
     limits: "a score column of pmi is taken as it was scored (base, smoothing), unless the measure tells x from y; anything \
-             else is computed from the counts. A job that is not scored is asked for its counts. Directed windows: neighbours \
+             else is computed from the counts. A job that is not scored is asked for its counts, and so is a slice. Directed windows: neighbours \
              on the right of the word. A word that is not in the vocabulary is an error; one without pairs gives no row; pairs \
              whose score is NULL are left out",
     source: "",
@@ -176,15 +181,26 @@ pub static NEIGHBOURS: TableFunctionDoc = TableFunctionDoc {
 /// `drift`.
 pub static DRIFT: TableFunctionDoc = TableFunctionDoc {
     name: "drift",
-    title: "How pairs changed from one job (a) to another (b) that were counted with the same settings",
+    title: "How pairs changed from one job (a) to another (b) that were counted with the same settings, or between two slices or versions of one",
     arguments: &[
-        required("a", "the job before"),
+        required("a", "the job before; 'job@3' is its version 3"),
         required("b", "the job after"),
+        optional(
+            "to",
+            "none",
+            "a slice: then a is one job, b and this are the two slices of it that are compared",
+        ),
         optional(
             "min_pair_count",
             "0",
             "pairs with a smaller n_xy in both together are left out",
         ),
+        optional(
+            "slice_a",
+            "none",
+            "the slice of a, when a is counted by slice",
+        ),
+        optional("slice_b", "none", "the slice of b"),
     ],
     columns: &[
         ("left", "a feature"),
@@ -218,7 +234,7 @@ pub static DRIFT: TableFunctionDoc = TableFunctionDoc {
               that over any rows",
     limits: "only features in both vocabularies are compared, so that a count of 0 is an observed one; jobs whose settings \
              differ are refused, with the difference; |z| above 1.96 is 5 % of the pairs by chance alone: benjamini_hochberg \
-             over 2·(1 − Φ(|z|)) corrects for many pairs; the two jobs must not share documents; window events depend on each \
+             over 2·(1 − Φ(|z|)) corrects for many pairs; the two must not share documents (as two versions of a job that grew do: then z is too small); window events depend on each \
              other, so their z is too large, and only its order is to be trusted. The pairs of both jobs are added up by \
              DataFusion within the session's memory limit, spilling to disk",
     source: "Anscombe 1956 and Gart & Zweifel 1967 (½ and the variance); Lin 1991; pmi_variance as there",

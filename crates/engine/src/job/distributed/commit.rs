@@ -298,6 +298,7 @@ impl Commit<'_> {
             job_folder: self.folder.path(),
         };
         let changes = Changes {
+            slices: None,
             vocabulary: &vocabulary,
             sources: &mut sources,
             pairs: gathered.ranges,

@@ -264,6 +264,11 @@ pub(super) fn attempt() -> String {
 }
 
 fn absolute(settings: &CountSettings) -> Result<CountSettings, EngineError> {
+    if settings.slice.is_some() {
+        return Err(EngineError::Setting(
+            "--slice goes with one process as yet, not with shards or a cluster; count without it here, or one slice after another with --where".into(),
+        ));
+    }
     let fix = |path: &PathBuf| std::path::absolute(path).map_err(|source| io("find", path, source));
     let features = &settings.features;
     let features = FeatureSpec {

@@ -37,6 +37,7 @@ impl Running<'_> {
         let given = self.loaded.given.as_ref();
         let scratch = self.scratch.path().to_owned();
         let reader = ReadJob {
+            sliced: false,
             session: &self.prepared().session,
             scanner: &scanner,
             files: &files,
