@@ -196,5 +196,5 @@ def test_what_units_cannot_do_is_refused(corpus, warehouse):
     assert "--recount runs in one process only" in pmill.run(*command, *again, "--shard-count", 2, code=2).err
     both = ("--cluster", "http://127.0.0.1:1", "--shard-count", 2)
     assert "give one" in pmill.run(*command, *both, code=2).err
-    for command in ("merge", "retract", "annotate", "embed", "export", "sql", "snapshot"):
+    for command in ("merge", "retract", "embed", "export", "sql", "snapshot"):
         assert "runs in one process only" in pmill.run(command, "--cluster", "http://127.0.0.1:1", code=2).err, command

@@ -10,9 +10,10 @@ use pmill_cluster::{
     ClientSecurity, ClusterError, ClusterRunner, ExecutorConfig, Patience, SchedulerSettings,
     ServerSecurity, cluster_state, run_executor, run_scheduler,
 };
+use pmill_engine::annotate::{AnnotateJob, AnnotateSummary};
 use pmill_engine::job::CountJob;
 use pmill_engine::job::distributed::{
-    Drive, PlanFolder, PlanState, ScoreDrive, UnitWorker, WorkerLimits,
+    AnnotateDrive, Drive, PlanFolder, PlanState, ScoreDrive, UnitWorker, WorkerLimits,
 };
 use pmill_engine::memory::ByteSize;
 use pmill_engine::score::{ScoreSettings, ScoreSummary};
@@ -102,6 +103,29 @@ impl ClusterArgs {
             attempts: common.unit_attempts,
         };
         ClusterRunner::connect(&url, &self.client.security(), patience, bar)
+    }
+
+    /// Annotates on the cluster.
+    pub fn annotate(
+        &self,
+        mut job: AnnotateJob,
+        common: &CommonArgs,
+        global: &Global,
+    ) -> Result<AnnotateSummary, Failure> {
+        job.output = std::path::absolute(&job.output)?;
+        let bar = Bar::new(global);
+        let stop = stop_flag();
+        let mut runner = self.connect(common, &bar)?;
+        let drive = AnnotateDrive {
+            job: &job,
+            limit_seconds: common.unit_timeout,
+            most_attempts: common.unit_attempts,
+            progress: &bar,
+            stop: &stop,
+        };
+        let result = drive.run(&mut runner);
+        bar.clear();
+        Ok(result?)
     }
 
     /// Scores on the cluster.

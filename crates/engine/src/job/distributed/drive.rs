@@ -41,6 +41,8 @@ pub enum Phase {
     Sum,
     /// Files of pairs are scored.
     Score,
+    /// Input files are annotated.
+    Annotate,
 }
 
 impl Phase {
@@ -54,6 +56,7 @@ impl Phase {
             Self::Reduce => "reduce",
             Self::Sum => "sum",
             Self::Score => "score",
+            Self::Annotate => "annotate",
         }
     }
 }

@@ -13,6 +13,7 @@
 //! cut into table files follows from the vocabulary alone. They are the bytes that
 //! [`super::count`] writes.
 
+mod annotate;
 mod attempts;
 mod commit;
 mod drive;
@@ -29,6 +30,7 @@ mod terms;
 mod vocabulary;
 mod worker;
 
+pub use annotate::AnnotateDrive;
 pub use commit::commit;
 pub use drive::{Drive, Phase, Runner};
 pub use folder::PlanFolder;

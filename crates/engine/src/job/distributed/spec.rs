@@ -77,6 +77,11 @@ pub enum Work {
         /// The file's number.
         number: usize,
     },
+    /// Annotate an input file.
+    Annotate {
+        /// The file's number.
+        number: usize,
+    },
 }
 
 impl Work {
@@ -98,6 +103,7 @@ impl Work {
             Self::Reduce { number, .. } => format!("range-{number:05}"),
             Self::Sum { number } => format!("sum-{number:05}"),
             Self::Score { number } => format!("score-{number:05}"),
+            Self::Annotate { number } => format!("annotate-{number:05}"),
         }
     }
 
@@ -110,7 +116,8 @@ impl Work {
             | Self::Count { number, .. }
             | Self::Reduce { number, .. }
             | Self::Sum { number }
-            | Self::Score { number } => *number,
+            | Self::Score { number }
+            | Self::Annotate { number } => *number,
         }
     }
 

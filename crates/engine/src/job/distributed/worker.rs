@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use pmill_store::{Job, JobName, Warehouse, killpoint};
 use pmill_text::{FeatureExtractor, Vocabulary};
 
+use super::annotate::KeptAnnotation;
 use super::folder::{PlanFolder, io, superseded};
 use super::plan::{PlanHeader, attempt, check_protocol};
 use super::score::{LoadedScoring, is_scoring};
@@ -54,6 +55,7 @@ pub struct UnitWorker {
     pub(super) limits: WorkerLimits,
     loaded: Mutex<Option<Arc<Loaded>>>,
     pub(super) scoring: Mutex<Option<Arc<LoadedScoring>>>,
+    pub(super) annotation: KeptAnnotation,
 }
 
 /// A plan as a worker has it.
@@ -120,6 +122,7 @@ impl UnitWorker {
             limits,
             loaded: Mutex::new(None),
             scoring: Mutex::new(None),
+            annotation: Mutex::new(None),
         })
     }
 
@@ -150,6 +153,13 @@ impl UnitWorker {
         }
         let attempt = attempt();
         let result = (|| {
+            if let Work::Annotate { number } = spec.work {
+                let annotation = self.load_annotation(&folder)?;
+                let _mark = folder.begin(spec, &attempt)?;
+                return self.attempt(spec, &name, cancel, |_, stop| {
+                    annotation.run(self, &folder, number, &attempt, stop)
+                });
+            }
             if is_scoring(spec) {
                 let scoring = self.load_scoring(&folder)?;
                 let _mark = folder.begin(spec, &attempt)?;
@@ -393,10 +403,9 @@ impl<'a> Running<'a> {
                 let done = self.reduce(*number, range)?;
                 self.finish(&done)
             }
-            Work::Sum { .. } | Work::Score { .. } => Err(EngineError::Bug(format!(
-                "`{}` is not of a count",
-                work.name()
-            ))),
+            Work::Sum { .. } | Work::Score { .. } | Work::Annotate { .. } => Err(EngineError::Bug(
+                format!("`{}` is not of a count", work.name()),
+            )),
         }
     }
 
