@@ -10,12 +10,15 @@ use pmill_cluster::{
     ClientSecurity, ClusterError, ClusterRunner, ExecutorConfig, Patience, SchedulerSettings,
     ServerSecurity, cluster_state, run_executor, run_scheduler,
 };
+use pmill_engine::EngineError;
 use pmill_engine::annotate::{AnnotateJob, AnnotateSummary};
-use pmill_engine::job::CountJob;
 use pmill_engine::job::distributed::{
-    AnnotateDrive, Drive, PlanFolder, PlanState, ScoreDrive, UnitWorker, WorkerLimits,
+    AnnotateDrive, Drive, MergeDrive, PlanFolder, PlanState, Runner, ScoreDrive, UnitWorker,
+    WorkerLimits,
 };
+use pmill_engine::job::{CountJob, Recount, RetractJob, RetractSummary};
 use pmill_engine::memory::ByteSize;
+use pmill_engine::merge_tables::{MergeJob, MergeSummary};
 use pmill_engine::score::{ScoreSettings, ScoreSummary};
 use pmill_engine::store::{JobName, Warehouse};
 
@@ -158,14 +161,50 @@ impl ClusterArgs {
         Ok(result?)
     }
 
-    /// Counts on the cluster.
-    pub fn count(
+    /// Sums tables on the cluster.
+    pub fn merge(
+        &self,
+        job: &MergeJob,
+        common: &CommonArgs,
+        global: &Global,
+    ) -> Result<MergeSummary, Failure> {
+        let bar = Bar::new(global);
+        let stop = stop_flag();
+        let mut runner = self.connect(common, &bar)?;
+        let drive = MergeDrive {
+            job,
+            limit_seconds: common.unit_timeout,
+            most_attempts: common.unit_attempts,
+            progress: &bar,
+            stop: &stop,
+        };
+        let result = drive.run(&mut runner);
+        bar.clear();
+        Ok(result?)
+    }
+
+    /// Takes files or rows out on the cluster.
+    pub fn retract(
+        &self,
+        retract: &RetractJob,
+        size: &SizeArgs,
+        common: &CommonArgs,
+        global: &Global,
+    ) -> Result<RetractSummary, Failure> {
+        let job = retract.counting()?;
+        self.drive(&job, size, common, global, |drive, runner| {
+            drive.retract(retract, runner)
+        })
+    }
+
+    fn drive<T>(
         &self,
         job: &CountJob,
         size: &SizeArgs,
         common: &CommonArgs,
         global: &Global,
-    ) -> Outcome {
+        run: impl FnOnce(&Drive<'_>, &mut dyn Runner) -> Result<T, EngineError>,
+    ) -> Result<T, Failure> {
         let bar = Bar::new(global);
         let stop = stop_flag();
         let mut runner = self.connect(common, &bar)?;
@@ -181,10 +220,25 @@ impl ClusterArgs {
             progress: &bar,
             stop: &stop,
         };
-        let result = drive.run(&mut runner);
+        let result = run(&drive, &mut runner);
         bar.clear();
-        let Some(summary) = result? else {
-            return Err(pmill_engine::EngineError::Bug("the driver did not commit".into()).into());
+        Ok(result?)
+    }
+
+    /// Counts on the cluster.
+    pub fn count(
+        &self,
+        job: &CountJob,
+        recounts: &[Recount],
+        size: &SizeArgs,
+        common: &CommonArgs,
+        global: &Global,
+    ) -> Outcome {
+        let result = self.drive(job, size, common, global, |drive, runner| {
+            drive.run(recounts, runner)
+        })?;
+        let Some(summary) = result else {
+            return Err(EngineError::Bug("the driver did not commit".into()).into());
         };
         Ok(Output::Summary {
             json: json(&summary),

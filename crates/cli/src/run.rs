@@ -183,7 +183,9 @@ impl RunArgs {
     fn count(&self, job: &CountJob, global: &Global) -> Outcome {
         #[cfg(feature = "cluster")]
         if self.cluster.is_asked_for() {
-            return self.cluster.count(job, &self.size, &self.units, global);
+            return self
+                .cluster
+                .count(job, &[], &self.size, &self.units, global);
         }
         count::count(job, global)
     }

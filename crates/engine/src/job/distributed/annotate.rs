@@ -7,8 +7,7 @@
 //! The plan lies beside the growing output, whose lock the driver holds. Each executor reads the
 //! scored table once, for all of its units.
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::path::Path;
 use std::time::Instant;
 
 use pmill_store::Warehouse;
@@ -60,13 +59,12 @@ impl AnnotateHeader {
 
 /// An annotation as a worker has it.
 pub(super) struct LoadedAnnotation {
-    root: PathBuf,
     annotation: Annotation,
     shared: Shared,
 }
 
 impl LoadedAnnotation {
-    fn open(folder: &PlanFolder, worker: &UnitWorker) -> Result<Self, EngineError> {
+    pub(super) fn open(folder: &PlanFolder, worker: &UnitWorker) -> Result<Self, EngineError> {
         let header = AnnotateHeader::read(folder)?.ok_or_else(|| {
             EngineError::NotNow(format!("`{}` has no plan yet", folder.path().display()))
         })?;
@@ -86,7 +84,6 @@ impl LoadedAnnotation {
             )));
         }
         Ok(Self {
-            root: folder.path().to_owned(),
             shared: annotation.shared(&Quiet, &StopFlag::default())?,
             annotation,
         })
@@ -122,26 +119,6 @@ impl LoadedAnnotation {
             stop,
             &done,
         )
-    }
-}
-
-impl UnitWorker {
-    pub(super) fn load_annotation(
-        &self,
-        folder: &PlanFolder,
-    ) -> Result<Arc<LoadedAnnotation>, EngineError> {
-        let poisoned = |_| EngineError::Bug("a unit panicked while it loaded its plan".into());
-        let mut kept = self.annotation.lock().map_err(poisoned)?;
-        if let Some(loaded) = &*kept
-            && loaded.root == folder.path()
-        {
-            return Ok(loaded.clone());
-        }
-        // What is kept is large: it goes before its successor comes.
-        *kept = None;
-        Ok(kept
-            .insert(Arc::new(LoadedAnnotation::open(folder, self)?))
-            .clone())
     }
 }
 
@@ -251,6 +228,3 @@ fn wrong_size(path: &Path, found: u64, written: u64) -> EngineError {
         path.display()
     ))
 }
-
-/// What a worker keeps of the annotation that it works at.
-pub(super) type KeptAnnotation = Mutex<Option<Arc<LoadedAnnotation>>>;

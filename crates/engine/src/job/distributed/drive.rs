@@ -15,14 +15,17 @@ use super::plan::{self, NewPlan, PROTOCOL, PlanHeader, PlanUnit};
 use super::spec::{
     CountDone, RUNS, RunsList, TermsDone, UnitSpec, VOCABULARY, VocabularyDone, Work, terms_name,
 };
+use super::vocabulary::TermsNames;
 use super::worker::UnitWorker;
 use crate::error::EngineError;
 use crate::input;
 use crate::job::base::Base;
-use crate::job::existing;
+use crate::job::existing::{self, Batch, Recount, nothing_to_recount};
 use crate::job::prepared::Prepared;
-use crate::job::{CountJob, CountSummary};
+use crate::job::retract::Retracting;
+use crate::job::{Applied, CountJob, CountSummary, RetractJob, RetractSummary};
 use crate::progress::{Progress, StopFlag, Unit as Steps};
+use crate::read::FileTally;
 use crate::session::Session;
 use crate::settings::RecordedSettings;
 
@@ -43,6 +46,10 @@ pub enum Phase {
     Score,
     /// Input files are annotated.
     Annotate,
+    /// Pairs of tables are brought to other ids.
+    Remap,
+    /// Tables are summed.
+    Merge,
 }
 
 impl Phase {
@@ -57,6 +64,8 @@ impl Phase {
             Self::Sum => "sum",
             Self::Score => "score",
             Self::Annotate => "annotate",
+            Self::Remap => "remap",
+            Self::Merge => "merge",
         }
     }
 }
@@ -109,16 +118,59 @@ pub struct Drive<'a> {
 }
 
 impl Drive<'_> {
-    /// Runs the job to its commit (or, when it does not drive, to the end of its share: `None`).
+    /// Counts to the commit (or, when it does not drive, to the end of its share: `None`); what
+    /// some files held when they were counted before is taken out.
     ///
     /// # Errors
     /// Whatever is wrong with settings, inputs or units; a driver that started later.
-    pub fn run(&self, runner: &mut dyn Runner) -> Result<Option<CountSummary>, EngineError> {
+    pub fn run(
+        &self,
+        recounts: &[Recount],
+        runner: &mut dyn Runner,
+    ) -> Result<Option<CountSummary>, EngineError> {
         let started = Instant::now();
+        let job = self.job;
+        let mut named = job.inputs.clone();
+        named.extend(recounts.iter().map(|recount| recount.file.clone()));
+        let inputs = input::expand(&named)?;
+        let applied = self.apply(runner, |base| match base {
+            Some(base) => existing::batch(base, &inputs, recounts),
+            None if !recounts.is_empty() => Err(nothing_to_recount(&job.name)),
+            None => Ok(Batch {
+                add: inputs.clone(),
+                taken: Vec::new(),
+            }),
+        })?;
+        Ok(applied.map(|applied| CountSummary::of(&job.name, applied, inputs.len(), started)))
+    }
+
+    /// Takes files, or rows of them, out of the job, as [`retract`](crate::job::retract()); the
+    /// settings of [`Self::job`] are those of the table ([`RetractJob::counting`]).
+    ///
+    /// # Errors
+    /// As [`retract`](crate::job::retract()), and as [`Self::run`].
+    pub fn retract(
+        &self,
+        retract: &RetractJob,
+        runner: &mut dyn Runner,
+    ) -> Result<RetractSummary, EngineError> {
+        let mut taking = Retracting::new(retract);
+        let applied = self.apply(runner, |base| taking.decide(base))?;
+        let applied =
+            applied.ok_or_else(|| EngineError::Bug("the driver did not commit".into()))?;
+        Ok(taking.summary(applied))
+    }
+
+    /// Makes the next version of the job from what `decide` says, as the function of the same name
+    /// does in process. `None`: the share of a process that does not drive is done.
+    fn apply(
+        &self,
+        runner: &mut dyn Runner,
+        decide: impl FnOnce(Option<&Base>) -> Result<Batch, EngineError>,
+    ) -> Result<Option<Applied>, EngineError> {
         let job = self.job;
         let name = JobName::new(&job.name)?;
         let warehouse = Warehouse::open(&job.warehouse)?;
-        let inputs = input::expand(&job.inputs)?;
         let extractor = Arc::new(FeatureExtractor::new(&job.settings.features)?);
         let recorded = RecordedSettings::resolve(&job.settings, &extractor)?;
         let prepared = Prepared {
@@ -131,23 +183,18 @@ impl Drive<'_> {
             recorded,
         };
         let base = Base::open(&prepared.session, &warehouse, &name)?;
-        let add = match &base {
-            None => inputs,
-            Some(base) => {
-                existing::same_settings(name.as_str(), &prepared.recorded, &base.recorded)?;
-                let add = existing::batch(base, &inputs, &[])?.add;
-                if add.is_empty() {
-                    return Ok(Some(CountSummary::unchanged(
-                        name.as_str(),
-                        base.job.pairs.version(),
-                        &base.facts,
-                        inputs.len(),
-                        started,
-                    )));
-                }
-                add
-            }
-        };
+        if let Some(base) = &base {
+            existing::same_settings(name.as_str(), &prepared.recorded, &base.recorded)?;
+        }
+        let batch = decide(base.as_ref())?;
+        if let Some(base) = &base
+            && batch.is_empty()
+        {
+            return Ok(Some(Applied::Unchanged {
+                version: base.job.pairs.version(),
+                facts: base.facts.clone(),
+            }));
+        }
         let base = base.map(|base| base.job.pairs.version());
         let plans = PlanFolder::of_job(&warehouse, &name)?;
         let epoch = if self.drives { claim_epoch(&plans)? } else { 0 };
@@ -157,7 +204,7 @@ impl Drive<'_> {
         let new = NewPlan {
             job,
             prepared: &prepared,
-            inputs: &add,
+            batch: &batch,
             unit_bytes: self.unit_bytes,
             warehouse: warehouse.url().as_str(),
             base,
@@ -174,6 +221,7 @@ impl Drive<'_> {
         let steps = Stages {
             drive: self,
             units: header.units(&folder)?,
+            header,
             plans,
             folder,
             epoch,
@@ -184,7 +232,7 @@ impl Drive<'_> {
         if superseded(&steps.plans, epoch) {
             return Err(taken_over());
         }
-        commit_plan(&steps.folder, job, self.progress, self.stop, started).map(Some)
+        commit_plan(&steps.folder, job, self.progress, self.stop).map(Some)
     }
 
     /// Waits until something is there, but no longer than `patience`.
@@ -267,6 +315,7 @@ impl Phases<'_> {
 
 struct Stages<'a> {
     drive: &'a Drive<'a>,
+    header: PlanHeader,
     units: Vec<PlanUnit>,
     plans: PathBuf,
     folder: PlanFolder,
@@ -281,15 +330,18 @@ impl Stages<'_> {
                 return Ok(false);
             };
             let mut round = 0;
-            while names.len() > FAN_IN {
-                let parts = names.chunks(FAN_IN).enumerate();
+            while names.added.len() > FAN_IN || names.taken.len() > FAN_IN {
+                let added = names.added.chunks(FAN_IN);
+                let first_taken = added.len();
+                let parts = added.chain(names.taken.chunks(FAN_IN)).enumerate();
                 let works = parts.map(|(number, parts)| Work::Fold {
                     number,
                     round,
                     parts: parts.to_vec(),
                 });
                 let works: Vec<Work> = works.collect();
-                names = works.iter().map(Work::name).collect();
+                names.added = works.iter().map(Work::name).collect();
+                names.taken = names.added.split_off(first_taken);
                 if !self.phase(runner, Phase::Fold, works)? {
                     return Ok(false);
                 }
@@ -338,7 +390,7 @@ impl Stages<'_> {
     fn terms(
         &self,
         runner: &mut dyn Runner,
-    ) -> Result<Option<(Vec<String>, Vec<(usize, String)>)>, EngineError> {
+    ) -> Result<Option<(TermsNames, Vec<(usize, String)>)>, EngineError> {
         let mut bad: Vec<(usize, String)> = Vec::new();
         loop {
             let files: Vec<usize> = bad.iter().map(|(file, _)| *file).collect();
@@ -350,13 +402,22 @@ impl Stages<'_> {
                     leave_out: leave_out(unit, &files),
                 })
                 .collect();
-            let names: Vec<String> = works.iter().map(Work::name).collect();
+            let mut names: Vec<String> = works.iter().map(Work::name).collect();
             if !self.phase(runner, Phase::Terms, works)? {
                 return Ok(None);
             }
             let before = bad.len();
+            let mut taken = vec![FileTally::default(); self.header.taken.len()];
             for name in &names {
                 let done: TermsDone = self.folder.need(name)?;
+                for (file, tally) in &done.files {
+                    if let Some(index) = file.checked_sub(self.header.files)
+                        && let Some(sum) = taken.get_mut(index)
+                    {
+                        sum.rows += tally.rows;
+                        sum.tokens += tally.tokens;
+                    }
+                }
                 for (file, reason) in done.bad {
                     if !bad.iter().any(|(known, _)| *known == file) {
                         bad.push((file, reason));
@@ -365,6 +426,14 @@ impl Stages<'_> {
             }
             bad.sort();
             if bad.len() == before {
+                for (file, tally) in self.header.taken.iter().zip(&taken) {
+                    file.check(*tally)?;
+                }
+                let taken = names.split_off(self.header.added_units.min(names.len()));
+                let names = TermsNames {
+                    added: names,
+                    taken,
+                };
                 return Ok(Some((names, bad)));
             }
         }
@@ -421,14 +490,16 @@ impl Stages<'_> {
     }
 
     fn list_runs(&self) -> Result<(), EngineError> {
-        let mut list = RunsList {
-            runs: Vec::new(),
-            dropped_features: 0,
-        };
+        let mut list = RunsList::default();
         for unit in &self.units {
             let done: CountDone = self.folder.need(&format!("count-{:05}", unit.number))?;
-            list.runs.extend(done.runs);
-            list.dropped_features += done.dropped_features;
+            let taken = self.header.is_taken(unit.number);
+            list.dropped_features[usize::from(taken)] += done.dropped_features;
+            if taken {
+                list.taken.extend(done.runs);
+            } else {
+                list.runs.extend(done.runs);
+            }
         }
         self.folder.put(RUNS, &list)?;
         Ok(())

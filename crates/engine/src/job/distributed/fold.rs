@@ -27,7 +27,7 @@ impl Running<'_> {
                 terms,
             }));
         }
-        let dictionaries = self.sum_rounds(dictionaries)?;
+        let dictionaries = self.sum_rounds("part", dictionaries)?;
         let name = format!("{}.terms", self.attempt_name());
         let folded = self.sum(&dictionaries, data.join(&name))?;
         if let StoredDictionary::Disk { terms, .. } = folded {
@@ -36,16 +36,20 @@ impl Running<'_> {
         Ok(done)
     }
 
-    /// Sums dictionaries until few enough are left to be read at once.
+    /// Sums dictionaries until few enough are left to be read at once; `what` names the files.
     pub(super) fn sum_rounds(
         &self,
+        what: &str,
         mut dictionaries: Vec<StoredDictionary>,
     ) -> Result<Vec<StoredDictionary>, EngineError> {
         let mut round = 0;
         while dictionaries.len() > FAN_IN {
             let mut folded = Vec::new();
             for (part, some) in dictionaries.chunks(FAN_IN).enumerate() {
-                let path = self.scratch.path().join(format!("sum-{round}-{part}"));
+                let path = self
+                    .scratch
+                    .path()
+                    .join(format!("sum-{what}-{round}-{part}"));
                 folded.push(self.sum(some, path)?);
             }
             dictionaries = folded;

@@ -11,8 +11,9 @@ use pmill_count::{Accumulator, Compression, RunWriter, merge_runs};
 use super::folder::io;
 use super::spec::{RUNS, RunsList};
 use super::worker::Running;
-use crate::counting::{Parts, RangeFile};
+use crate::counting::{Parts, RangeFile, RunFile};
 use crate::error::EngineError;
+use crate::job::count_units::name_pair;
 use crate::tables::{PairsFile, unwrap_sink};
 
 /// Runs that are open at once; more are summed in rounds, through files on this machine.
@@ -25,23 +26,62 @@ impl Running<'_> {
         range: &Range<u32>,
     ) -> Result<RangeFile, EngineError> {
         let list: RunsList = self.folder.need(RUNS)?;
-        let data = self.folder.data();
-        let mut runs: Vec<PathBuf> = list.runs.iter().map(|run| data.join(&run.name)).collect();
-        let terms = self.vocabulary()?.vocabulary.len();
-        let terms = u32::try_from(terms)
+        let known = self.vocabulary()?;
+        let terms = u32::try_from(known.vocabulary.len())
             .map_err(|_| EngineError::Bug("a vocabulary beyond 32 bits".into()))?;
         let mut accumulator = Accumulator::new(terms);
+        let mut parts = Parts::default();
+        for (runs, taken) in [(&list.runs, false), (&list.taken, true)] {
+            let left = self.sum_rounds_of_runs(runs, taken, range, &mut accumulator)?;
+            parts
+                .runs
+                .extend(left.into_iter().map(|path| (path, taken)));
+        }
+        self.check_stop()?;
+        let before = self.loaded.base_pairs(terms)?;
+        parts.tables = before.iter().collect();
+        let name = format!(
+            "part-{number:05}-{}-{}.parquet",
+            self.header.digest, self.attempt
+        );
+        let mut file = PairsFile::create(&self.table_folder(), &name)?;
+        let mut rows = parts.open()?;
+        merge_runs(&mut rows, range.clone(), &mut accumulator, &mut file)
+            .map_err(unwrap_sink)
+            .map_err(|error| name_pair(error, &known.vocabulary))?;
+        let (file, pairs, units) = file.finish()?;
+        Ok(RangeFile {
+            file,
+            pairs,
+            units: units.to_string(),
+        })
+    }
+}
+
+impl Running<'_> {
+    /// Sums runs, all of them added or all taken, until few enough are left to be open at once.
+    fn sum_rounds_of_runs(
+        &self,
+        runs: &[RunFile],
+        taken: bool,
+        range: &Range<u32>,
+        accumulator: &mut Accumulator,
+    ) -> Result<Vec<PathBuf>, EngineError> {
+        let data = self.folder.data();
+        let mut runs: Vec<PathBuf> = runs.iter().map(|run| data.join(&run.name)).collect();
+        let terms = accumulator.vocabulary_size();
         let mut round = 0;
         while runs.len() > FAN_IN {
             let mut summed = Vec::new();
             for (part, some) in runs.chunks(FAN_IN).enumerate() {
                 self.check_stop()?;
-                let path = self.scratch.path().join(format!("sum-{round}-{part}.run"));
+                let name = format!("sum-{taken}-{round}-{part}.run");
+                let path = self.scratch.path().join(name);
                 let file = File::create(&path).map_err(|source| io("write", &path, source))?;
                 let file = BufWriter::with_capacity(1 << 20, file);
                 let mut writer = RunWriter::new(file, terms, Compression::default())?;
                 let mut rows = added(some).open()?;
-                merge_runs(&mut rows, range.clone(), &mut accumulator, &mut writer)?;
+                merge_runs(&mut rows, range.clone(), accumulator, &mut writer)?;
                 let (file, _) = writer.finish()?;
                 file.into_inner()
                     .map_err(|error| io("write", &path, error.into_error()))?;
@@ -55,23 +95,7 @@ impl Running<'_> {
             runs = summed;
             round += 1;
         }
-        self.check_stop()?;
-        let before = self.loaded.base_pairs(terms)?;
-        let mut parts = added(&runs);
-        parts.tables = before.iter().collect();
-        let name = format!(
-            "part-{number:05}-{}-{}.parquet",
-            self.header.digest, self.attempt
-        );
-        let mut file = PairsFile::create(&self.table_folder(), &name)?;
-        let mut rows = parts.open()?;
-        merge_runs(&mut rows, range.clone(), &mut accumulator, &mut file).map_err(unwrap_sink)?;
-        let (file, pairs, units) = file.finish()?;
-        Ok(RangeFile {
-            file,
-            pairs,
-            units: units.to_string(),
-        })
+        Ok(runs)
     }
 }
 

@@ -82,6 +82,16 @@ pub enum Work {
         /// The file's number.
         number: usize,
     },
+    /// Bring a part of a table to the ids of another vocabulary.
+    Remap {
+        /// The part's number.
+        number: usize,
+    },
+    /// Sum a range of left ids of several tables.
+    Merge {
+        /// The range's number.
+        number: usize,
+    },
 }
 
 impl Work {
@@ -104,6 +114,8 @@ impl Work {
             Self::Sum { number } => format!("sum-{number:05}"),
             Self::Score { number } => format!("score-{number:05}"),
             Self::Annotate { number } => format!("annotate-{number:05}"),
+            Self::Remap { number } => format!("remap-{number:05}"),
+            Self::Merge { number } => format!("merge-{number:05}"),
         }
     }
 
@@ -117,7 +129,9 @@ impl Work {
             | Self::Reduce { number, .. }
             | Self::Sum { number }
             | Self::Score { number }
-            | Self::Annotate { number } => *number,
+            | Self::Annotate { number }
+            | Self::Remap { number }
+            | Self::Merge { number } => *number,
         }
     }
 
@@ -192,10 +206,14 @@ pub(super) struct CountDone {
 }
 
 /// All runs of all units, so that a range reads one list and not every unit's manifest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct RunsList {
+    /// Runs that are added.
     pub(super) runs: Vec<RunFile>,
-    pub(super) dropped_features: u64,
+    /// Runs that are taken away.
+    pub(super) taken: Vec<RunFile>,
+    /// Features dropped in what is added, and in what is taken.
+    pub(super) dropped_features: [u64; 2],
 }
 
 /// The vocabulary, and what follows from it.
@@ -206,6 +224,8 @@ pub(super) struct VocabularyDone {
     pub(super) terms: u64,
     /// Rows and tokens that the units add.
     pub(super) added: FileTally,
+    /// Rows and tokens that the units take.
+    pub(super) taken: FileTally,
     /// Tokens of them that are in the vocabulary.
     pub(super) inside: u64,
     /// The job's rows, tokens and types with them; its pairs are not counted yet.

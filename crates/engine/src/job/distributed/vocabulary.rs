@@ -30,26 +30,25 @@ pub(super) fn read_vocabulary(
     Vocabulary::from_rows(stored.sorted()?)
 }
 
+/// Manifests of terms, or of their sums.
+#[derive(Debug, Default)]
+pub(super) struct TermsNames {
+    /// Of what is added.
+    pub(super) added: Vec<String>,
+    /// Of what is taken out.
+    pub(super) taken: Vec<String>,
+}
+
 impl Running<'_> {
     /// Makes the vocabulary from the terms of all units, and puts it.
     pub(super) fn make_vocabulary(
         &self,
-        names: &[String],
+        names: &TermsNames,
         bad: &[(usize, String)],
     ) -> Result<(), EngineError> {
         let data = self.folder.data();
-        let mut added = FileTally::default();
-        let mut dictionaries = Vec::new();
-        for name in names {
-            let done = FoldDone::read(self.folder, name)?;
-            added.rows += done.added.rows;
-            added.tokens += done.added.tokens;
-            let paths = done.dictionaries.into_iter();
-            dictionaries.extend(paths.map(|(name, terms)| StoredDictionary::Disk {
-                path: data.join(name),
-                terms,
-            }));
-        }
+        let (added, plus) = self.parts(&names.added)?;
+        let (taken, minus) = self.parts(&names.taken)?;
         let base = self.loaded.base()?;
         let run = self.run(self.budget(&[])?, base.as_ref());
         // A batch counts the terms under the ids that they have in the job.
@@ -58,8 +57,11 @@ impl Running<'_> {
             (given, _) => given.as_ref(),
         };
         let mut corpus = match given {
-            Some(given) => Corpus::of_terms(Vec::new(), Some(sums(given, &dictionaries)?)),
-            None => Corpus::of_terms(self.sum_rounds(dictionaries)?, None),
+            Some(given) => Corpus::of_counts(Some([sums(given, &plus)?, sums(given, &minus)?])),
+            None => Corpus::of_terms(
+                self.sum_rounds("added", plus)?,
+                self.sum_rounds("taken", minus)?,
+            ),
         };
         let attempt = attempt();
         let digest = &self.header.digest;
@@ -70,8 +72,8 @@ impl Running<'_> {
         let totals = run.totals(given.map(Arc::as_ref), &mut corpus, &place)?;
         let vocabulary = &totals.vocabulary;
         let mut facts = run.facts_before();
-        facts.rows = change("rows", facts.rows, added.rows, 0)?;
-        facts.tokens = change("tokens", facts.tokens, added.tokens, 0)?;
+        facts.rows = change("rows", facts.rows, added.rows, taken.rows)?;
+        facts.tokens = change("tokens", facts.tokens, added.tokens, taken.tokens)?;
         facts.types = totals.types;
         facts.terms = vocabulary.len() as u64;
         let subsample = run.subsample(vocabulary, &facts)?;
@@ -92,6 +94,7 @@ impl Running<'_> {
             file,
             terms: vocabulary.len() as u64,
             added,
+            taken,
             inside: totals.tokens_inside,
             facts,
             outside: totals.outside,
@@ -103,6 +106,23 @@ impl Running<'_> {
             remove_attempt(self.folder, &attempt);
         }
         Ok(())
+    }
+
+    /// What manifests of terms, or of their sums, hold together.
+    fn parts(&self, names: &[String]) -> Result<(FileTally, Vec<StoredDictionary>), EngineError> {
+        let data = self.folder.data();
+        let (mut sum, mut dictionaries) = (FileTally::default(), Vec::new());
+        for name in names {
+            let done = FoldDone::read(self.folder, name)?;
+            sum.rows += done.added.rows;
+            sum.tokens += done.added.tokens;
+            let paths = done.dictionaries.into_iter();
+            dictionaries.extend(paths.map(|(name, terms)| StoredDictionary::Disk {
+                path: data.join(name),
+                terms,
+            }));
+        }
+        Ok((sum, dictionaries))
     }
 }
 

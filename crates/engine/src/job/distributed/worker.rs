@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use pmill_store::{Job, JobName, Warehouse, killpoint};
 use pmill_text::{FeatureExtractor, Vocabulary};
 
-use super::annotate::KeptAnnotation;
+use super::annotate::LoadedAnnotation;
 use super::folder::{PlanFolder, io, superseded};
+use super::kept::Kept;
+use super::merge::{LoadedMerge, is_merging};
 use super::plan::{PlanHeader, attempt, check_protocol};
 use super::score::{LoadedScoring, is_scoring};
 use super::spec::{TermsDone, UnitSpec, VOCABULARY, VocabularyDone, Work};
-use super::vocabulary::read_vocabulary;
+use super::vocabulary::{TermsNames, read_vocabulary};
 use crate::budget::Budget;
 use crate::error::EngineError;
 use crate::job::base::{Base, Subsample};
@@ -55,7 +57,8 @@ pub struct UnitWorker {
     pub(super) limits: WorkerLimits,
     loaded: Mutex<Option<Arc<Loaded>>>,
     pub(super) scoring: Mutex<Option<Arc<LoadedScoring>>>,
-    pub(super) annotation: KeptAnnotation,
+    pub(super) annotation: Kept<LoadedAnnotation>,
+    pub(super) merging: Kept<LoadedMerge>,
 }
 
 /// A plan as a worker has it.
@@ -122,7 +125,8 @@ impl UnitWorker {
             limits,
             loaded: Mutex::new(None),
             scoring: Mutex::new(None),
-            annotation: Mutex::new(None),
+            annotation: Kept::default(),
+            merging: Kept::default(),
         })
     }
 
@@ -154,10 +158,17 @@ impl UnitWorker {
         let attempt = attempt();
         let result = (|| {
             if let Work::Annotate { number } = spec.work {
-                let annotation = self.load_annotation(&folder)?;
+                let open = || LoadedAnnotation::open(&folder, self);
+                let annotation = self.annotation.get(folder.path(), open)?;
                 let _mark = folder.begin(spec, &attempt)?;
                 return self.attempt(spec, &name, cancel, |_, stop| {
                     annotation.run(self, &folder, number, &attempt, stop)
+                });
+            }
+            if is_merging(&spec.work) {
+                let _mark = folder.begin(spec, &attempt)?;
+                return self.attempt(spec, &name, cancel, |_, stop| {
+                    self.run_merge(&folder, &spec.work, &attempt, stop)
                 });
             }
             if is_scoring(spec) {
@@ -272,7 +283,7 @@ impl UnitWorker {
     pub(super) fn vocabulary(
         &self,
         spec: &UnitSpec,
-        names: &[String],
+        names: &TermsNames,
         bad: &[(usize, String)],
     ) -> Result<(), EngineError> {
         let folder = PlanFolder::open(&spec.folder)?;
@@ -403,9 +414,14 @@ impl<'a> Running<'a> {
                 let done = self.reduce(*number, range)?;
                 self.finish(&done)
             }
-            Work::Sum { .. } | Work::Score { .. } | Work::Annotate { .. } => Err(EngineError::Bug(
-                format!("`{}` is not of a count", work.name()),
-            )),
+            Work::Sum { .. }
+            | Work::Score { .. }
+            | Work::Annotate { .. }
+            | Work::Remap { .. }
+            | Work::Merge { .. } => Err(EngineError::Bug(format!(
+                "`{}` is not of a count",
+                work.name()
+            ))),
         }
     }
 
@@ -517,7 +533,7 @@ fn skip_poison(
     let Work::Terms { unit, leave_out } = &spec.work else {
         return Err(poison);
     };
-    if header.on_bad_file != OnBadFile::Skip {
+    if header.on_bad_file != OnBadFile::Skip || header.is_taken(unit.number) {
         return Err(poison);
     }
     let files = unit.files.iter();
