@@ -49,12 +49,7 @@ impl RunArgs {
     /// Runs the command.
     pub fn run(self, global: &Global) -> Outcome {
         if let Some(pipeline) = MergePipeline::read(&self.pipeline, &self.set)? {
-            #[cfg(feature = "cluster")]
-            if self.cluster.is_asked_for() {
-                return Err(Failure::user(
-                    "a merge runs in one process only: leave out --cluster (and PMILL_CLUSTER)",
-                ));
-            }
+            // Snapshots are merged in this process, also with --cluster.
             return pipeline.run(global, self.dry_run);
         }
         let pipeline = self.read(&self.set)?;

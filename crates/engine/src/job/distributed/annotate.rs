@@ -7,10 +7,10 @@
 //! The plan lies beside the growing output, whose lock the driver holds. Each executor reads the
 //! scored table once, for all of its units.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use pmill_store::Warehouse;
+use pmill_store::{JobName, Warehouse};
 use serde::{Deserialize, Serialize};
 
 use super::drive::{Phase, Phases, Runner, clear_others, taken_over};
@@ -22,27 +22,40 @@ use crate::annotate::{
     AnnotateJob, AnnotatePlan, AnnotateSummary, Annotation, Begun, Shard, Shared, Staged,
 };
 use crate::error::EngineError;
-use crate::input;
+use crate::input::{self, InputFile};
 use crate::progress::{Progress, Quiet, StopFlag};
 
 /// What all units of an annotation share.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct AnnotateHeader {
+pub(super) struct AnnotateHeader {
     protocol: u32,
     program: String,
-    job: AnnotateJob,
-    plan: AnnotatePlan,
+    pub(super) job: AnnotateJob,
+    pub(super) plan: AnnotatePlan,
 }
 
 /// What a unit left: its file, and the shard that it becomes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct AnnotateDone {
+pub(super) struct AnnotateDone {
     file: String,
-    shard: Shard,
+    pub(super) shard: Shard,
 }
 
 impl AnnotateHeader {
-    fn read(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
+    /// Reads the plan, which must be there.
+    pub(super) fn need(folder: &PlanFolder) -> Result<Self, EngineError> {
+        Self::read(folder)?.ok_or_else(|| {
+            EngineError::NotNow(format!("`{}` has no plan yet", folder.path().display()))
+        })
+    }
+
+    /// The file that a unit reads.
+    pub(super) fn input(&self, number: usize) -> Vec<String> {
+        let input = self.plan.inputs.get(number);
+        input.map(InputFile::display).into_iter().collect()
+    }
+
+    pub(super) fn read(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
         #[derive(Deserialize)]
         struct Version {
             protocol: u32,
@@ -65,9 +78,7 @@ pub(super) struct LoadedAnnotation {
 
 impl LoadedAnnotation {
     pub(super) fn open(folder: &PlanFolder, worker: &UnitWorker) -> Result<Self, EngineError> {
-        let header = AnnotateHeader::read(folder)?.ok_or_else(|| {
-            EngineError::NotNow(format!("`{}` has no plan yet", folder.path().display()))
-        })?;
+        let header = AnnotateHeader::need(folder)?;
         if let Some(root) = Warehouse::open(&header.job.warehouse)?.local() {
             worker.check_allowed(root)?;
         }
@@ -153,6 +164,7 @@ impl AnnotateDrive<'_> {
         let plans = staged.units();
         let epoch = claim_epoch(&plans)?;
         let text = serde_json::to_vec(plan).map_err(|error| EngineError::Bug(error.to_string()))?;
+        let _signpost = Signpost::set(self.job, &plans);
         let folder = PlanFolder::make(&plans, &blake3::hash(&text).to_hex()[..16])?;
         let warehouse = Warehouse::open(&self.job.warehouse)?;
         let header = AnnotateHeader {
@@ -197,6 +209,34 @@ impl AnnotateDrive<'_> {
         }
         remove(&plans)?;
         annotation.publish(staged, shards, resumed, (started, began))
+    }
+}
+
+/// Tells `pmill jobs` in the warehouse where the plan lies; taken away at the end.
+struct Signpost(Option<PathBuf>);
+
+impl Signpost {
+    /// Where the warehouse cannot be written, nothing is listed there.
+    fn set(job: &AnnotateJob, plans: &Path) -> Self {
+        let place = || {
+            let warehouse = Warehouse::open(&job.warehouse).ok()?;
+            let folder = warehouse.work_folder(&JobName::new(&job.name).ok()?)?;
+            let digest = blake3::hash(plans.as_os_str().as_encoded_bytes()).to_hex();
+            let name = folder.file_name()?.to_string_lossy();
+            let path = folder.with_file_name(format!("{name}.{}.elsewhere", &digest[..12]));
+            put_new(path.parent()?, &path.file_name()?.to_string_lossy(), &plans).ok()?;
+            Some(path)
+        };
+        Self(place())
+    }
+}
+
+impl Drop for Signpost {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // One that stays points nowhere, which is seen when it is followed.
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 

@@ -61,7 +61,13 @@ impl PlanFolder {
 
     /// Writes down why an attempt failed. Where that cannot be written, the error itself is what
     /// is left.
-    pub(super) fn failed(&self, spec: &UnitSpec, attempt: &str, error: &EngineError) {
+    pub(super) fn failed(
+        &self,
+        spec: &UnitSpec,
+        attempt: &str,
+        error: &EngineError,
+        inputs: Vec<String>,
+    ) {
         let at_ms = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |elapsed| elapsed.as_millis() as u64);
@@ -70,7 +76,7 @@ impl PlanFolder {
             message: chain(error),
             again: may_pass(error),
             user: error.kind() == Kind::User,
-            inputs: spec.work.inputs(),
+            inputs,
             epoch: spec.epoch,
             process: std::process::id(),
             at_ms,

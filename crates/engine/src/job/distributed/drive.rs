@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pmill_store::{JobName, Warehouse};
+use pmill_store::{DataFile, JobName, Warehouse};
 use pmill_text::FeatureExtractor;
 
+use super::annotate::AnnotateDone;
 use super::commit::commit_plan;
 use super::fold::FAN_IN;
 use super::folder::{PlanFolder, claim_epoch, names, superseded};
@@ -17,6 +18,7 @@ use super::spec::{
 };
 use super::vocabulary::TermsNames;
 use super::worker::UnitWorker;
+use crate::counting::RangeFile;
 use crate::error::EngineError;
 use crate::input;
 use crate::job::base::Base;
@@ -286,19 +288,27 @@ impl Phases<'_> {
         let mut missing = Vec::new();
         for work in works {
             if there.contains(&work.name()) {
-                self.progress.advance(1, 0);
+                self.progress.advance(1, self.rows(&work));
             } else {
                 missing.push(self.spec(work));
             }
         }
         if !missing.is_empty() {
-            let mut done = |_: &UnitSpec| self.progress.advance(1, 0);
+            let mut done = |spec: &UnitSpec| self.progress.advance(1, self.rows(&spec.work));
             runner.run(self.folder, phase, missing, &mut done, self.stop)?;
         }
         if self.stop.is_set() {
             return Err(EngineError::Interrupted);
         }
         Ok(!runner.ends_after(phase))
+    }
+
+    /// Rows of a unit that is done, for the rate: of the input, or of the table written.
+    fn rows(&self, work: &Work) -> u64 {
+        if !self.progress.is_watched() {
+            return 0;
+        }
+        rows_of(self.folder, work).ok().flatten().unwrap_or(0)
     }
 
     fn spec(&self, work: Work) -> UnitSpec {
@@ -311,6 +321,26 @@ impl Phases<'_> {
             work,
         }
     }
+}
+
+fn rows_of(folder: &PlanFolder, work: &Work) -> Result<Option<u64>, EngineError> {
+    let name = match work {
+        Work::Count { terms, .. } => terms.clone(),
+        other => other.name(),
+    };
+    Ok(match work {
+        Work::Terms { .. } | Work::Count { .. } => folder
+            .get::<TermsDone>(&name)?
+            .map(|done| done.files.iter().map(|(_, tally)| tally.rows).sum()),
+        Work::Reduce { .. } | Work::Merge { .. } => {
+            folder.get::<RangeFile>(&name)?.map(|done| done.pairs)
+        }
+        Work::Score { .. } => folder.get::<DataFile>(&name)?.map(|done| done.rows),
+        Work::Annotate { .. } => folder
+            .get::<AnnotateDone>(&name)?
+            .map(|done| done.shard.rows),
+        Work::Fold { .. } | Work::Sum { .. } | Work::Remap { .. } => None,
+    })
 }
 
 struct Stages<'a> {

@@ -43,23 +43,49 @@ struct MergeTable {
 
 /// What all units of a merge share.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct MergeHeader {
+pub(super) struct MergeHeader {
     protocol: u32,
     program: String,
     digest: String,
     warehouse: String,
+    pub(super) name: String,
     /// Terms of the sum.
     terms: u32,
     symmetric: bool,
     tables: Vec<MergeTable>,
     /// Index of a table that is remapped, and a range of its left ids.
-    remaps: Vec<(usize, Range<u32>)>,
+    pub(super) remaps: Vec<(usize, Range<u32>)>,
     /// Left ids of each file of the sum.
-    ranges: Vec<Range<u32>>,
+    pub(super) ranges: Vec<Range<u32>>,
+}
+
+impl MergeTable {
+    fn display(&self) -> String {
+        format!("{}{}", self.warehouse, self.name)
+    }
 }
 
 impl MergeHeader {
-    fn read(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
+    /// Reads the plan, which must be there.
+    pub(super) fn need(folder: &PlanFolder) -> Result<Self, EngineError> {
+        Self::read(folder)?.ok_or_else(|| {
+            EngineError::NotNow(format!("`{}` has no plan yet", folder.path().display()))
+        })
+    }
+
+    /// The table that a part comes from.
+    pub(super) fn input(&self, number: usize) -> Vec<String> {
+        let table = self.remaps.get(number).map(|(table, _)| *table);
+        let table = table.and_then(|index| self.tables.get(index));
+        table.map(MergeTable::display).into_iter().collect()
+    }
+
+    /// All tables.
+    pub(super) fn inputs(&self) -> Vec<String> {
+        self.tables.iter().map(MergeTable::display).collect()
+    }
+
+    pub(super) fn read(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
         #[derive(Deserialize)]
         struct Version {
             protocol: u32,
@@ -112,9 +138,7 @@ pub(super) struct LoadedMerge {
 
 impl LoadedMerge {
     pub(super) fn open(folder: &PlanFolder, worker: &UnitWorker) -> Result<Self, EngineError> {
-        let header = MergeHeader::read(folder)?.ok_or_else(|| {
-            EngineError::NotNow(format!("`{}` has no plan yet", folder.path().display()))
-        })?;
+        let header = MergeHeader::need(folder)?;
         let open = |location: &str| {
             let warehouse = Warehouse::open(location)?;
             if let Some(root) = warehouse.local() {
@@ -372,6 +396,7 @@ impl MergeDrive<'_> {
             protocol: PROTOCOL,
             program: concat!("pmill ", env!("CARGO_PKG_VERSION")).to_owned(),
             digest: digest.to_owned(),
+            name: merging.name.to_string(),
             warehouse: merging.warehouse.url().as_str().to_owned(),
             terms: merging.first().vocabulary_size(),
             symmetric: merging.symmetric(),

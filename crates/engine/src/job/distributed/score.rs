@@ -27,17 +27,17 @@ use crate::tables::TableFolder;
 
 /// What all units of a scoring share.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct ScoreHeader {
+pub(super) struct ScoreHeader {
     protocol: u32,
     program: String,
     digest: String,
     warehouse: String,
-    name: String,
+    pub(super) name: String,
     /// The version of `pairs`.
     version: u64,
     recorded: RecordedScore,
     /// Files of `pairs`.
-    files: usize,
+    pub(super) files: usize,
 }
 
 /// What summing a file left: the name of the sums.
@@ -50,7 +50,12 @@ struct SumDone {
 const TOTALS: &str = "totals";
 
 impl ScoreHeader {
-    fn read(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
+    /// Whether files are summed first.
+    pub(super) fn sums(&self) -> bool {
+        self.recorded.needs_sums()
+    }
+
+    pub(super) fn read(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
         #[derive(Deserialize)]
         struct Version {
             protocol: u32,
@@ -101,6 +106,11 @@ impl LoadedScoring {
             scoring,
             totals: Mutex::new(None),
         })
+    }
+
+    /// The file of `pairs` that a unit reads.
+    pub(super) fn input(&self, number: usize) -> Vec<String> {
+        self.scoring.file_name(number).into_iter().collect()
     }
 
     fn totals(&self, folder: &PlanFolder) -> Result<Arc<Totals>, EngineError> {

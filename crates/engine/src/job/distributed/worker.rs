@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use pmill_store::{Job, JobName, Warehouse, killpoint};
 use pmill_text::{FeatureExtractor, Vocabulary};
 
-use super::annotate::LoadedAnnotation;
+use super::annotate::{AnnotateHeader, LoadedAnnotation};
 use super::folder::{PlanFolder, io, superseded};
 use super::kept::Kept;
-use super::merge::{LoadedMerge, is_merging};
+use super::merge::{LoadedMerge, MergeHeader, is_merging};
 use super::plan::{PlanHeader, attempt, check_protocol};
 use super::score::{LoadedScoring, is_scoring};
 use super::spec::{TermsDone, UnitSpec, VOCABULARY, VocabularyDone, Work};
@@ -202,12 +202,30 @@ impl UnitWorker {
         })();
         if let Err(error) = &result {
             if !matches!(error, EngineError::Interrupted) {
-                folder.failed(spec, &attempt, error);
+                folder.failed(spec, &attempt, error, self.inputs(&folder, spec));
             }
             // What the attempt wrote is named by nobody.
             remove_attempt(&folder, &attempt);
         }
         result
+    }
+
+    /// The files that a unit reads, for a person: of the input, or of the table. None where it
+    /// reads what other units left of all files.
+    fn inputs(&self, folder: &PlanFolder, spec: &UnitSpec) -> Vec<String> {
+        let found = match &spec.work {
+            Work::Terms { .. } => return spec.work.inputs(),
+            Work::Count { number, .. } => unit_inputs(folder, *number),
+            Work::Sum { number } | Work::Score { number } => {
+                self.load_scoring(folder).map(|s| s.input(*number))
+            }
+            Work::Annotate { number } => AnnotateHeader::need(folder).map(|h| h.input(*number)),
+            Work::Remap { number } => MergeHeader::need(folder).map(|h| h.input(*number)),
+            Work::Merge { .. } => MergeHeader::need(folder).map(|h| h.inputs()),
+            Work::Fold { .. } | Work::Reduce { .. } => return Vec::new(),
+        };
+        // The failure itself is what has to be told.
+        found.unwrap_or_default()
     }
 
     /// Does the work of a unit within its limits.
@@ -521,6 +539,14 @@ pub(super) fn finish(
         remove_attempt(folder, attempt);
     }
     Ok(first)
+}
+
+fn unit_inputs(folder: &PlanFolder, number: usize) -> Result<Vec<String>, EngineError> {
+    let header = PlanHeader::read(folder)?;
+    let units = header.map(|header| header.units(folder)).transpose()?;
+    let unit = units.and_then(|units| units.into_iter().nth(number));
+    let files = unit.into_iter().flat_map(|unit| unit.files);
+    Ok(files.map(|file| file.input.display()).collect())
 }
 
 /// A unit whose reading ends every process: its files are left out where bad files are skipped.
