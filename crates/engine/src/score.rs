@@ -386,6 +386,11 @@ impl Scoring {
         self.files.len()
     }
 
+    /// The job.
+    pub(crate) fn name(&self) -> &JobName {
+        &self.name
+    }
+
     /// The name of a file of `pairs`.
     pub(crate) fn file_name(&self, number: usize) -> Option<String> {
         let file = self.files.get(number)?;

@@ -10,11 +10,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use pmill_store::{JobName, Warehouse};
+use pmill_store::Warehouse;
 use serde::{Deserialize, Serialize};
 
 use super::drive::{Phase, Phases, Runner, clear_others, taken_over};
 use super::folder::{PlanFolder, claim_epoch, io, put_new, read, remove, superseded};
+use super::place::remove_file;
 use super::plan::{PROTOCOL, check_protocol};
 use super::spec::Work;
 use super::worker::{UnitWorker, finish};
@@ -79,9 +80,7 @@ pub(super) struct LoadedAnnotation {
 impl LoadedAnnotation {
     pub(super) fn open(folder: &PlanFolder, worker: &UnitWorker) -> Result<Self, EngineError> {
         let header = AnnotateHeader::need(folder)?;
-        if let Some(root) = Warehouse::open(&header.job.warehouse)?.local() {
-            worker.check_allowed(root)?;
-        }
+        worker.check_warehouse(&Warehouse::open(&header.job.warehouse)?)?;
         let job = AnnotateJob {
             memory_limit: worker.limits.memory,
             threads: worker.limits.threads,
@@ -220,12 +219,11 @@ impl Signpost {
     fn set(job: &AnnotateJob, plans: &Path) -> Self {
         let place = || {
             let warehouse = Warehouse::open(&job.warehouse).ok()?;
-            let folder = warehouse.work_folder(&JobName::new(&job.name).ok()?)?;
+            let folder = PlanFolder::root_of(&warehouse);
             let digest = blake3::hash(plans.as_os_str().as_encoded_bytes()).to_hex();
-            let name = folder.file_name()?.to_string_lossy();
-            let path = folder.with_file_name(format!("{name}.{}.elsewhere", &digest[..12]));
-            put_new(path.parent()?, &path.file_name()?.to_string_lossy(), &plans).ok()?;
-            Some(path)
+            let name = format!("{}.{}.elsewhere", job.name, &digest[..12]);
+            put_new(&folder, &name, &plans).ok()?;
+            Some(folder.join(name))
         };
         Self(place())
     }
@@ -235,7 +233,7 @@ impl Drop for Signpost {
     fn drop(&mut self) {
         if let Some(path) = &self.0 {
             // One that stays points nowhere, which is seen when it is followed.
-            let _ = std::fs::remove_file(path);
+            let _ = remove_file(path);
         }
     }
 }

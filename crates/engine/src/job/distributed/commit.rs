@@ -6,7 +6,7 @@ use std::time::Instant;
 use pmill_store::{Job, JobName, Warehouse};
 
 use super::drive::terms_names;
-use super::folder::{PlanFolder, bring, remove};
+use super::folder::{PlanFolder, bring, io, remove};
 use super::plan::{PlanHeader, PlanUnit, UnitFile};
 use super::spec::{RUNS, RunsList, TermsDone, VOCABULARY, VocabularyDone};
 use super::vocabulary::read_vocabulary;
@@ -236,12 +236,8 @@ impl Commit<'_> {
         let pairs = gathered.ranges.iter().map(|range| ("pairs", &range.file));
         let outside = gathered.vocabulary.outside.iter();
         for (table, file) in pairs.chain(outside.map(|file| ("outside", file))) {
-            let Some(target) = self.warehouse.table_folder(self.name, table).1 else {
-                return Err(EngineError::Bug(
-                    "the warehouse is not on this machine".into(),
-                ));
-            };
-            bring(self.folder, file, &target)?;
+            let target = self.warehouse.table_folder(self.name, table).1;
+            bring(self.folder, file, target.as_deref())?;
         }
         Ok(())
     }
@@ -268,7 +264,8 @@ impl Commit<'_> {
             .filter_map(|row| row.message.as_deref())
             .collect();
         let made = gathered.vocabulary;
-        let vocabulary = read_vocabulary(self.folder, &made)?;
+        let scratch = tempfile::tempdir().map_err(|source| io("create", &std::env::temp_dir(), source))?;
+        let vocabulary = read_vocabulary(self.folder, &made, scratch.path())?;
         let [dropped_features, taken_dropped] = gathered.runs.dropped_features;
         let mut facts = made.facts;
         facts.pairs = gathered.ranges.iter().map(|file| file.pairs).sum();

@@ -11,7 +11,7 @@ use pmill_text::FeatureExtractor;
 use super::annotate::AnnotateDone;
 use super::commit::commit_plan;
 use super::fold::FAN_IN;
-use super::folder::{PlanFolder, claim_epoch, names, superseded};
+use super::folder::{PlanFolder, claim_epoch, names, remove, superseded};
 use super::plan::{self, NewPlan, PROTOCOL, PlanHeader, PlanUnit};
 use super::spec::{
     CountDone, RUNS, RunsList, TermsDone, UnitSpec, VOCABULARY, VocabularyDone, Work, terms_name,
@@ -554,12 +554,7 @@ pub(super) fn clear_others(plans: &Path, keep: &Path) -> Result<(), EngineError>
     for name in names(plans)? {
         let path = plans.join(&name);
         if name.starts_with("plan-") && path != keep {
-            match std::fs::remove_dir_all(&path) {
-                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(super::folder::io("remove", &path, source));
-                }
-                _ => {}
-            }
+            remove(&path)?;
         }
     }
     Ok(())

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::drive::{Phase, Phases, Runner, clear_others, taken_over};
 use super::folder::{PlanFolder, bring, claim_epoch, io, put_new, read, remove, superseded};
+use super::place::{is_remote, read_bytes, write_bytes};
 use super::plan::{PROTOCOL, attempt, check_protocol};
 use super::spec::Work;
 use super::worker::{UnitWorker, finish};
@@ -108,16 +109,13 @@ fn write_map(folder: &PlanFolder, map: &[Option<u32>]) -> Result<String, EngineE
     let path = folder.data().join(&name);
     let ids = map.iter().map(|id| id.unwrap_or(NOWHERE));
     let bytes: Vec<u8> = ids.flat_map(u32::to_le_bytes).collect();
-    let write = || -> std::io::Result<()> {
-        std::fs::write(&path, bytes)?;
-        std::fs::File::open(&path)?.sync_all()
-    };
-    write().map_err(|source| io("write", &path, source))?;
+    write_bytes(&path, bytes)?;
     Ok(name)
 }
 
 fn read_map(path: &Path, terms: u32) -> Result<Vec<Option<u32>>, EngineError> {
-    let bytes = std::fs::read(path).map_err(|source| io("read", path, source))?;
+    let gone = || io("read", path, std::io::ErrorKind::NotFound.into());
+    let bytes = read_bytes(path)?.ok_or_else(gone)?;
     let (ids, rest) = bytes.as_chunks::<4>();
     if !rest.is_empty() || ids.len() != terms as usize {
         let message = "it is not as long as it was written";
@@ -132,6 +130,7 @@ pub(super) struct LoadedMerge {
     header: MergeHeader,
     session: Session,
     warehouse: Warehouse,
+    name: JobName,
     tables: Vec<PairsTable>,
     maps: Vec<Option<Vec<Option<u32>>>>,
 }
@@ -141,9 +140,7 @@ impl LoadedMerge {
         let header = MergeHeader::need(folder)?;
         let open = |location: &str| {
             let warehouse = Warehouse::open(location)?;
-            if let Some(root) = warehouse.local() {
-                worker.check_allowed(root)?;
-            }
+            worker.check_warehouse(&warehouse)?;
             Ok::<_, EngineError>(warehouse)
         };
         let limits = &worker.limits;
@@ -166,6 +163,7 @@ impl LoadedMerge {
         }
         Ok(Self {
             warehouse: open(&header.warehouse)?,
+            name: JobName::new(&header.name)?,
             header,
             session,
             tables,
@@ -173,19 +171,21 @@ impl LoadedMerge {
         })
     }
 
-    /// Runs a unit; `attempt` names its files.
+    /// Runs a unit; `attempt` names its files, `scratch` holds what is temporary.
     pub(super) fn run(
         &self,
         worker: &UnitWorker,
         folder: &PlanFolder,
         work: &Work,
-        attempt: &str,
+        (attempt, scratch): (&str, &Path),
         stop: &StopFlag,
     ) -> Result<bool, EngineError> {
         let name = work.name();
         match work {
             Work::Remap { number } => {
-                let done = self.remap(worker, folder, *number, attempt, stop)?;
+                let outbox = folder.outbox(scratch)?;
+                let done = self.remap(worker, &outbox, *number, attempt, stop)?;
+                folder.send(scratch)?;
                 finish(folder, &name, attempt, stop, &done)
             }
             Work::Merge { number } => {
@@ -199,7 +199,7 @@ impl LoadedMerge {
     fn remap(
         &self,
         worker: &UnitWorker,
-        folder: &PlanFolder,
+        outbox: &Path,
         number: usize,
         attempt: &str,
         stop: &StopFlag,
@@ -216,7 +216,7 @@ impl LoadedMerge {
             map,
             self.header.symmetric,
             buffer,
-            (&folder.data(), &format!("{attempt}-remap-{number:05}")),
+            (outbox, &format!("{attempt}-remap-{number:05}")),
             stop,
         )
     }
@@ -241,7 +241,12 @@ impl LoadedMerge {
             .filter(|(_, map)| map.is_none())
             .map(|(table, _)| table)
             .collect();
-        let target = TableFolder::at(&self.warehouse, folder.tables(), self.session.handle());
+        let runtime = self.session.handle();
+        let target = if is_remote(folder.path()) {
+            TableFolder::new(&self.warehouse, &self.name, "pairs", runtime)
+        } else {
+            TableFolder::at(&self.warehouse, folder.tables(), runtime)
+        };
         let name = format!("part-{number:05}-{}-{attempt}.parquet", self.header.digest);
         let mut file = PairsFile::create(&target, &name)?;
         let mut accumulator = Accumulator::new(self.header.terms);
@@ -277,7 +282,7 @@ impl UnitWorker {
         &self,
         folder: &PlanFolder,
         work: &Work,
-        attempt: &str,
+        attempt: (&str, &Path),
         stop: &StopFlag,
     ) -> Result<bool, EngineError> {
         let open = || LoadedMerge::open(folder, self);
@@ -356,15 +361,11 @@ impl MergeDrive<'_> {
         if superseded(plans, epoch) {
             return Err(taken_over());
         }
-        let Some(target) = merging.warehouse.table_folder(merging.name, "pairs").1 else {
-            return Err(EngineError::Bug(
-                "the warehouse is not on this machine".into(),
-            ));
-        };
+        let target = merging.warehouse.table_folder(merging.name, "pairs").1;
         let mut files: Vec<RangeFile> = Vec::with_capacity(header.ranges.len());
         for number in 0..header.ranges.len() {
             let file: RangeFile = folder.need(&Work::Merge { number }.name())?;
-            bring(&folder, &file.file, &target)?;
+            bring(&folder, &file.file, target.as_deref())?;
             files.push(file);
         }
         merging.commit(begun, files, &digest, summary)

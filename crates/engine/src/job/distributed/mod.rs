@@ -22,6 +22,7 @@ mod folder;
 mod kept;
 mod map;
 mod merge;
+pub(crate) mod place;
 mod plan;
 mod reduce;
 mod score;

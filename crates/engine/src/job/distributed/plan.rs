@@ -1,13 +1,13 @@
 //! The plan: which settings, which units; written once, the same whoever makes it.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use pmill_text::{FeatureSpec, Lemma, StopWords, Tokenizer};
 use serde::{Deserialize, Serialize};
 
-use super::folder::{PlanFolder, io, put_new, read};
+use super::folder::{PLAN, PlanFolder, exists, io, put_new, read};
+use super::place::{read_bytes, remove_file, write_bytes};
 use crate::error::EngineError;
 use crate::input::InputFile;
 use crate::job::CountJob;
@@ -156,11 +156,10 @@ impl PlanHeader {
     pub(super) fn units(&self, folder: &PlanFolder) -> Result<Vec<PlanUnit>, EngineError> {
         let path = folder.path().join(&self.units_file);
         let fail = |source| io("read", &path, source);
-        let file = std::fs::File::open(&path).map_err(fail)?;
+        let bytes = read_bytes(&path)?.ok_or_else(|| fail(std::io::ErrorKind::NotFound.into()))?;
         let mut units = Vec::with_capacity(self.units);
-        for line in BufReader::new(file).lines() {
-            let line = line.map_err(fail)?;
-            units.push(serde_json::from_str(&line).map_err(|error| fail(error.into()))?);
+        for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            units.push(serde_json::from_slice(line).map_err(|error| fail(error.into()))?);
         }
         if units.len() == self.units {
             Ok(units)
@@ -227,13 +226,13 @@ pub(super) fn make(new: &NewPlan<'_>, plans: &Path) -> Result<PlanFolder, Engine
     .map_err(|error| EngineError::Bug(error.to_string()))?;
     let digest = blake3::hash(&text).to_hex()[..16].to_owned();
     let folder = PlanFolder::make(plans, &digest)?;
-    if folder.path().join("plan.json").exists() {
+    if exists(&folder.path().join(PLAN))? {
         return Ok(folder);
     }
     let units_file = format!("units-{}.jsonl", attempt());
     let path = folder.path().join(&units_file);
     let fail = |source| io("write", &path, source);
-    let mut out = BufWriter::new(std::fs::File::create(&path).map_err(fail)?);
+    let mut out = Vec::new();
     for unit in &cut {
         let mut parts: BTreeMap<usize, UnitFile> = BTreeMap::new();
         for slice in &unit.slices {
@@ -249,10 +248,9 @@ pub(super) fn make(new: &NewPlan<'_>, plans: &Path) -> Result<PlanFolder, Engine
             files: parts.into_values().collect(),
         };
         serde_json::to_writer(&mut out, &unit).map_err(|error| fail(error.into()))?;
-        out.write_all(b"\n").map_err(fail)?;
+        out.push(b'\n');
     }
-    let out = out.into_inner().map_err(|error| fail(error.into_error()))?;
-    out.sync_all().map_err(fail)?;
+    write_bytes(&path, out)?;
     let header = PlanHeader {
         protocol: PROTOCOL,
         program: prepared.recorded.program.clone(),
@@ -278,7 +276,7 @@ pub(super) fn make(new: &NewPlan<'_>, plans: &Path) -> Result<PlanFolder, Engine
     };
     if !put_new(folder.path(), "plan.json", &header)? {
         // Somebody else wrote the same plan first.
-        let _ = std::fs::remove_file(&path);
+        let _ = remove_file(&path);
     }
     Ok(folder)
 }

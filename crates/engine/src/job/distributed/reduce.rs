@@ -44,7 +44,7 @@ impl Running<'_> {
             "part-{number:05}-{}-{}.parquet",
             self.header.digest, self.attempt
         );
-        let mut file = PairsFile::create(&self.table_folder(), &name)?;
+        let mut file = PairsFile::create(&self.table_folder("pairs"), &name)?;
         let mut rows = parts.open()?;
         merge_runs(&mut rows, range.clone(), &mut accumulator, &mut file)
             .map_err(unwrap_sink)

@@ -40,9 +40,7 @@ impl PlanState {
     /// # Errors
     /// When the folders cannot be read.
     pub fn all(warehouse: &Warehouse) -> Result<Vec<Self>, EngineError> {
-        let Some(root) = warehouse.local().map(|root| root.join(".pmill")) else {
-            return Ok(Vec::new());
-        };
+        let root = PlanFolder::root_of(warehouse);
         let mut states = Vec::new();
         let mut jobs = names(&root)?;
         jobs.sort();
@@ -66,7 +64,7 @@ impl PlanState {
                 match kind(&folder) {
                     Ok(Some(state)) => states.push(state),
                     Ok(None) => {}
-                    Err(_) if !folder.path().exists() => {}
+                    Err(_) if folder.superseded(0) => {}
                     Err(error) => return Err(error),
                 }
             }

@@ -108,7 +108,7 @@ impl Running<'_> {
         read: ReadUnit,
         given: Option<&Arc<Vocabulary>>,
     ) -> Result<TermsDone, EngineError> {
-        let data = self.folder.data();
+        let data = self.outbox()?;
         let mut dictionaries = Vec::new();
         let mut stored = |number: usize, dictionary: StoredDictionary| {
             let name = format!("{}-{number:03}.terms", self.attempt_name());

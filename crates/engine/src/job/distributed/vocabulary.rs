@@ -3,6 +3,7 @@
 //! Memory: the vocabulary, and one buffer for each of a few dictionaries; more of them are summed
 //! in rounds before (see [`super::fold`]).
 
+use std::path::Path;
 use std::sync::Arc;
 
 use pmill_text::Vocabulary;
@@ -22,9 +23,10 @@ use crate::read::FileTally;
 pub(super) fn read_vocabulary(
     folder: &PlanFolder,
     done: &VocabularyDone,
+    scratch: &Path,
 ) -> Result<Vocabulary, EngineError> {
     let stored = StoredDictionary::Disk {
-        path: folder.data().join(&done.file),
+        path: folder.fetch(&done.file, scratch)?,
         terms: done.terms,
     };
     Vocabulary::from_rows(stored.sorted()?)
@@ -46,7 +48,7 @@ impl Running<'_> {
         names: &TermsNames,
         bad: &[(usize, String)],
     ) -> Result<(), EngineError> {
-        let data = self.folder.data();
+        let data = self.outbox()?;
         let (added, plus) = self.parts(&names.added)?;
         let (taken, minus) = self.parts(&names.taken)?;
         let base = self.loaded.base()?;
@@ -66,7 +68,7 @@ impl Running<'_> {
         let attempt = attempt();
         let digest = &self.header.digest;
         let place = OutsidePlace {
-            folder: self.table_folder(),
+            folder: self.table_folder("outside"),
             name: format!("part-00000-{digest}-{attempt}.parquet"),
         };
         let totals = run.totals(given.map(Arc::as_ref), &mut corpus, &place)?;
@@ -102,6 +104,7 @@ impl Running<'_> {
             bad: bad.to_vec(),
             ranges,
         };
+        self.folder.send(self.scratch.path())?;
         if !self.folder.put(VOCABULARY, &done)? {
             remove_attempt(self.folder, &attempt);
         }
@@ -110,17 +113,15 @@ impl Running<'_> {
 
     /// What manifests of terms, or of their sums, hold together.
     fn parts(&self, names: &[String]) -> Result<(FileTally, Vec<StoredDictionary>), EngineError> {
-        let data = self.folder.data();
         let (mut sum, mut dictionaries) = (FileTally::default(), Vec::new());
         for name in names {
             let done = FoldDone::read(self.folder, name)?;
             sum.rows += done.added.rows;
             sum.tokens += done.added.tokens;
-            let paths = done.dictionaries.into_iter();
-            dictionaries.extend(paths.map(|(name, terms)| StoredDictionary::Disk {
-                path: data.join(name),
-                terms,
-            }));
+            for (name, terms) in done.dictionaries {
+                let path = self.fetch(&name)?;
+                dictionaries.push(StoredDictionary::Disk { path, terms });
+            }
         }
         Ok((sum, dictionaries))
     }

@@ -12,6 +12,7 @@ use super::annotate::{AnnotateHeader, LoadedAnnotation};
 use super::folder::{PlanFolder, io, superseded};
 use super::kept::Kept;
 use super::merge::{LoadedMerge, MergeHeader, is_merging};
+use super::place::is_remote;
 use super::plan::{PlanHeader, attempt, check_protocol};
 use super::score::{LoadedScoring, is_scoring};
 use super::spec::{TermsDone, UnitSpec, VOCABULARY, VocabularyDone, Work};
@@ -32,6 +33,9 @@ use crate::tables::TableFolder;
 
 /// How often a running unit looks whether it should stop.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// How often it asks an object store.
+const ASK: Duration = Duration::from_secs(5);
 
 /// What a worker may use.
 #[derive(Debug, Clone)]
@@ -167,8 +171,8 @@ impl UnitWorker {
             }
             if is_merging(&spec.work) {
                 let _mark = folder.begin(spec, &attempt)?;
-                return self.attempt(spec, &name, cancel, |_, stop| {
-                    self.run_merge(&folder, &spec.work, &attempt, stop)
+                return self.attempt(spec, &name, cancel, |scratch, stop| {
+                    self.run_merge(&folder, &spec.work, (&attempt, scratch.path()), stop)
                 });
             }
             if is_scoring(spec) {
@@ -243,10 +247,17 @@ impl UnitWorker {
         let deadline = Instant::now() + Duration::from_secs(spec.limit_seconds);
         let result = std::thread::scope(|scope| {
             let watcher = scope.spawn(|| {
+                // A store is asked less often: there may be thousands of units.
+                let pause = if is_remote(plans) { ASK } else { LOOK };
+                let mut next = Instant::now();
                 while !ended.load(Ordering::Acquire) {
+                    let ask = Instant::now() >= next;
+                    if ask {
+                        next = Instant::now() + pause;
+                    }
                     let why = if cancel.is_set() {
                         Some(EngineError::Interrupted)
-                    } else if superseded(plans, spec.epoch) {
+                    } else if ask && superseded(plans, spec.epoch) {
                         Some(EngineError::NotNow(
                             "a driver that started later has taken the job over".into(),
                         ))
@@ -347,6 +358,13 @@ impl UnitWorker {
         )))
     }
 
+    pub(super) fn check_warehouse(&self, warehouse: &Warehouse) -> Result<(), EngineError> {
+        match warehouse.local() {
+            Some(root) => self.check_allowed(root),
+            None => self.check_allowed(Path::new(warehouse.url().as_str())),
+        }
+    }
+
     fn load(&self, folder: &PlanFolder) -> Result<Arc<Loaded>, EngineError> {
         let poisoned = |_| EngineError::Bug("a unit panicked while it loaded its plan".into());
         let mut kept = self.loaded.lock().map_err(poisoned)?;
@@ -370,9 +388,7 @@ impl UnitWorker {
             )));
         }
         let warehouse = Warehouse::open(&header.warehouse)?;
-        if let Some(root) = warehouse.local() {
-            self.check_allowed(root)?;
-        }
+        self.check_warehouse(&warehouse)?;
         let given = match &job.settings.vocabulary.file {
             Some(path) => Some(Arc::new(Vocabulary::from_file(path)?)),
             None => None,
@@ -444,6 +460,7 @@ impl<'a> Running<'a> {
     }
 
     fn finish(&self, manifest: &impl serde::Serialize) -> Result<bool, EngineError> {
+        self.folder.send(self.scratch.path())?;
         finish(self.folder, self.name, self.attempt, self.stop, manifest)
     }
 
@@ -506,7 +523,7 @@ impl<'a> Running<'a> {
         }
         let done: VocabularyDone = self.folder.need(VOCABULARY)?;
         let known = Known {
-            vocabulary: read_vocabulary(self.folder, &done)?,
+            vocabulary: read_vocabulary(self.folder, &done, self.scratch.path())?,
             facts: done.facts,
             subsample: done.subsample,
         };
@@ -514,12 +531,22 @@ impl<'a> Running<'a> {
     }
 
     /// Where finished table files wait for the commit.
-    pub(super) fn table_folder(&self) -> TableFolder<'a> {
-        TableFolder::at(
-            &self.loaded.warehouse,
-            self.folder.tables(),
-            self.prepared().session.handle(),
-        )
+    pub(super) fn table_folder(&self, table: &str) -> TableFolder<'a> {
+        let (warehouse, runtime) = (&self.loaded.warehouse, self.prepared().session.handle());
+        if is_remote(self.folder.path()) {
+            return TableFolder::new(warehouse, &self.loaded.name, table, runtime);
+        }
+        TableFolder::at(warehouse, self.folder.tables(), runtime)
+    }
+
+    /// A data file as a file of this machine.
+    pub(super) fn fetch(&self, name: &str) -> Result<PathBuf, EngineError> {
+        self.folder.fetch(name, self.scratch.path())
+    }
+
+    /// Where data files are made.
+    pub(super) fn outbox(&self) -> Result<PathBuf, EngineError> {
+        self.folder.outbox(self.scratch.path())
     }
 }
 
@@ -576,6 +603,10 @@ fn skip_poison(
 /// Removes the files of an attempt that failed or came second. What cannot be removed goes away
 /// with the plan's folder.
 pub(super) fn remove_attempt(folder: &PlanFolder, attempt: &str) {
+    if is_remote(folder.path()) {
+        // Looking through all objects of a large job would cost more than what lies there for a while.
+        return;
+    }
     for place in [folder.data(), folder.tables()] {
         for name in super::folder::names(&place).unwrap_or_default() {
             if name.contains(attempt) {
