@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pmill_count::{
     Accumulator, Compression, Context, CountError, CountSettings as KernelSettings,
-    OUT_OF_VOCABULARY, Piece, PreparedBlock, RowSource, RunReader, RunSource, RunWriter, SeekSource,
-    TokenBlock, merge_runs, subsample_row,
+    OUT_OF_VOCABULARY, Piece, PreparedBlock, RowSource, RunReader, RunSource, RunWriter,
+    SeekSource, TokenBlock, merge_runs, subsample_row,
 };
 use pmill_store::DataFile;
 use serde::{Deserialize, Serialize};

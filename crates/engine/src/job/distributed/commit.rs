@@ -264,7 +264,8 @@ impl Commit<'_> {
             .filter_map(|row| row.message.as_deref())
             .collect();
         let made = gathered.vocabulary;
-        let scratch = tempfile::tempdir().map_err(|source| io("create", &std::env::temp_dir(), source))?;
+        let scratch =
+            tempfile::tempdir().map_err(|source| io("create", &std::env::temp_dir(), source))?;
         let vocabulary = read_vocabulary(self.folder, &made, scratch.path())?;
         let [dropped_features, taken_dropped] = gathered.runs.dropped_features;
         let mut facts = made.facts;

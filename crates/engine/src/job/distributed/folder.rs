@@ -24,7 +24,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::place::{self, is_remote};
-pub(super) use super::place::{exists, io, make_folder, names, put_new, read, remove_all as remove};
+pub(super) use super::place::{
+    exists, io, make_folder, names, put_new, read, remove_all as remove,
+};
 use super::plan::attempt;
 use crate::error::EngineError;
 

@@ -158,7 +158,10 @@ impl PlanHeader {
         let fail = |source| io("read", &path, source);
         let bytes = read_bytes(&path)?.ok_or_else(|| fail(std::io::ErrorKind::NotFound.into()))?;
         let mut units = Vec::with_capacity(self.units);
-        for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        for line in bytes
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+        {
             units.push(serde_json::from_slice(line).map_err(|error| fail(error.into()))?);
         }
         if units.len() == self.units {
