@@ -82,10 +82,7 @@ impl PlanFolder {
         if Self::is_there(&root)? {
             Ok(Self { root })
         } else {
-            Err(EngineError::NotNow(format!(
-                "the work folder `{}` is not there: the job was committed, a newer run took its place, or this machine does not see the shared file system",
-                root.display()
-            )))
+            Err(gone(&root))
         }
     }
 
@@ -233,12 +230,25 @@ impl PlanFolder {
     /// # Errors
     /// When it cannot be written.
     pub fn put(&self, name: &str, manifest: &impl Serialize) -> Result<bool, EngineError> {
-        put_new(&self.root.join(DONE), &format!("{name}.json"), manifest)
+        let first = put_new(&self.root.join(DONE), &format!("{name}.json"), manifest)?;
+        if is_remote(&self.root) && !exists(&self.root.join(PLAN))? {
+            // A folder that is removed takes no file any more; a store does.
+            place::remove_file(&self.manifest(name))?;
+            return Err(gone(&self.root));
+        }
+        Ok(first)
     }
 
     fn manifest(&self, name: &str) -> PathBuf {
         self.root.join(DONE).join(format!("{name}.json"))
     }
+}
+
+fn gone(root: &Path) -> EngineError {
+    EngineError::NotNow(format!(
+        "the work folder `{}` is not there: the job was committed, a newer run took its place, or this machine does not see the shared file system",
+        root.display()
+    ))
 }
 
 /// Moves a finished file of a plan into its table. A file that an earlier commit moved is there

@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use url::Url;
 
+use super::folder::PLAN;
 use crate::error::EngineError;
 use crate::remote_input::wait;
 
@@ -118,15 +119,23 @@ impl Object {
         }
     }
 
+    /// Plans go first: who puts a manifest after that sees that its plan is gone, and takes it back
+    /// ([`PlanFolder::put`](super::folder::PlanFolder::put)).
     fn remove_all(&self) -> Result<(), EngineError> {
         let (store, path) = (self.store.clone(), self.path.clone());
         let removed = wait(async move {
-            let found = store.list(Some(&path)).map_ok(|meta| meta.location).boxed();
-            let mut removed = store.delete_stream(found);
-            while let Some(one) = removed.next().await {
-                match one {
-                    Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                    Err(error) => return Err(error),
+            for plans_only in [true, false] {
+                let found = store.list(Some(&path)).map_ok(|meta| meta.location);
+                let found = found.try_filter(move |path| {
+                    let is_plan = path.filename() == Some(PLAN);
+                    std::future::ready(is_plan || !plans_only)
+                });
+                let mut removed = store.delete_stream(found.boxed());
+                while let Some(one) = removed.next().await {
+                    match one {
+                        Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                        Err(error) => return Err(error),
+                    }
                 }
             }
             Ok(())
