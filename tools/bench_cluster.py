@@ -4,11 +4,14 @@
 CPU seconds are user and system time of all processes (driver, scheduler, executors), from the job's start to its end.
 
     tools/bench_cluster.py --pmill target/demo/pmill --rows 400000
+    tools/bench_cluster.py --pmill target/demo/pmill --corpus captions/ --model figures.json    then: tools/cluster_model.py --figures
 """
 
 import argparse
 import json
+import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -59,16 +62,21 @@ def main():
     parser.add_argument("--unit-size", default="4MiB")
     parser.add_argument("--memory", default="256MiB", help="of the process that the cluster is compared with")
     parser.add_argument("--layouts", default="1x2,1x1,2x1,4x1", help="executors x slots of each")
-    parser.add_argument("--plan-units", type=int, default=10_000)
+    parser.add_argument("--plan-units", type=int, default=10_000, help="0: none")
+    parser.add_argument("--corpus", type=Path, help="files with a column TEXT; else a corpus is made")
+    parser.add_argument("--model", type=Path, help="measure what tools/cluster_model.py asks for, into this file")
     arguments = parser.parse_args()
     if arguments.pmill:
         os.environ["PMILL_BIN"] = str(arguments.pmill.resolve())
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        corpus = folder / "corpus"
-        pmill.run("sample-corpus", "--output", corpus, "--rows", arguments.rows, "--files", arguments.files, timeout=600)
+        corpus = arguments.corpus or folder / "corpus"
+        if not arguments.corpus:
+            pmill.run("sample-corpus", "--output", corpus, "--rows", arguments.rows, "--files", arguments.files, timeout=600)
         layouts = [tuple(map(int, layout.split("x"))) for layout in arguments.layouts.split(",")]
-        result, whole = {}, None
+        planned = json.loads(command_cost([*cluster.arguments(folder / "none", corpus, *FLAGS), "--dry-run", "--json"])[3])
+        text, runs, whole = planned["text_bytes"], [], None
+        print(f"{text / 1e6:.0f} MB of text, {planned['row_groups']} row groups", flush=True)
         for memory in (None, arguments.memory):
             alone = []
             for number in range(arguments.repeat):
@@ -91,16 +99,109 @@ def main():
                     command = [*cluster.arguments(warehouse, corpus, *FLAGS, "--unit-size", arguments.unit_size)]
                     driver, wall, most, out = command_cost([*command, "--cluster", running.url, "--json"])
                     costs.append((driver + sum(cpu(pid) - before[pid] for pid in roles), wall, driver, most))
-                units = json.loads(out)["units"]
+                summary = json.loads(out)
+                units = summary["units"]
                 scheduler = peak(running.scheduler.process.pid)
+                spent = unit_seconds(running, [f"wh-{executors}-{slots}-{number}" for number in range(arguments.repeat)])
             total, wall, driver, most = (statistics.median(column) for column in zip(*costs))
-            result[f"{executors}x{slots}"] = {"cpu": total, "wall": wall, "driver_cpu": driver, "units": units}
+            runs.append(
+                {
+                    **{"executors": executors, "slots": slots, "units": units, "wall": wall, "cpu": total, "driver_cpu": driver},
+                    **{"text": text, "unit_size": text / units, "vocabulary": summary["terms"]},
+                    **{"ranges": spent["range"][0] / arguments.repeat, "unit_seconds": spent},
+                }
+            )
             print(
                 f"{executors} executors of {slots} slots, {units} units: {total:.2f} s of CPU ({total / whole:.2f} times), "
                 f"{wall:.2f} s; driver {driver:.2f} s of CPU, {most:.0f} MiB; scheduler {scheduler:.0f} MiB",
                 flush=True,
             )
-        plan(folder, arguments.plan_units)
+        if arguments.model:
+            figures = model(folder, corpus, arguments, text, runs)
+            arguments.model.write_text(json.dumps(figures, indent=2) + "\n")
+            print(json.dumps(figures["rates"], indent=2))
+        if arguments.plan_units:
+            plan(folder, arguments.plan_units)
+
+
+def unit_seconds(running, warehouses):
+    """By kind of unit: how many were done, and the seconds that they took, as the executors' logs have it."""
+    found = {kind: [0, 0.0] for kind in ("terms", "fold", "count", "range")}
+    for log in {role.log for role in running.roles if role.name.startswith("executor")}:
+        for line in log.read_text().splitlines():
+            match = re.search(r"unit done unit=([a-z]+)-.* plan=(\S+) .*seconds=([0-9.e-]+) ran=true", line)
+            if match and any(f"/{name}/" in match[2] for name in warehouses):
+                found[match[1]][0] += 1
+                found[match[1]][1] += float(match[3])
+    return found
+
+
+def sizes(warehouse, corpus, *flags):
+    """What a job leaves before its reduce: (manifests of terms, manifests of counts, bytes by ending of the data files)."""
+    shard = ["--shard-count", 1, "--shard-index", 0, "--phase", "count"]
+    command_cost([*cluster.arguments(warehouse, corpus, *FLAGS, *flags), *shard])
+    plan = next(warehouse.glob(".pmill/j.units/plan-*"))
+    read = lambda prefix: [json.loads(path.read_text()) for path in sorted((plan / "done").glob(f"{prefix}-*.json"))]
+    held = {}
+    for path in (plan / "data").iterdir():
+        held[path.suffix] = held.get(path.suffix, 0) + path.stat().st_size
+    return read("terms"), read("count"), held
+
+
+def model(folder, corpus, arguments, text, runs):
+    """The figures of tools/cluster_model.py: rates of the first layout's units, sizes of what they leave, cost of a small unit."""
+    cut = ["--unit-size", arguments.unit_size]
+    terms, counts, held = sizes(folder / "sizes", corpus, *cut)
+    units = len(terms)
+    tokens = sum(tally["tokens"] for unit in terms for _, tally in unit["files"])
+    types = sum(number for unit in terms for _, number in unit["dictionaries"])
+    pairs = sum(run["pairs"] for unit in counts for run in unit["runs"])
+    rates = {
+        "tokens_share": held[".tokens"] / text,
+        "token_bytes": text / tokens,
+        "term_bytes": held[".terms"] / types,
+        "terms_scale": types / units / (tokens / units) ** 0.67,
+        "pairs_scale": pairs / units / (tokens / units) ** 0.92,
+        "pair_bytes": held[".run"] / pairs,
+    }
+    spent = {kind: seconds / arguments.repeat for kind, (_, seconds) in runs[0]["unit_seconds"].items()}
+    # Units so small that nothing is left of their work but what every unit costs; and so many that terms are folded.
+    small = folder / "small"
+    pmill.run("sample-corpus", "--output", small, "--rows", 3000, "--files", 150)
+    with cluster.Cluster(folder / "c-small", executors=1, slots=1) as running:
+        roles = [role.process.pid for role in running.roles]
+        before = sum(map(cpu, roles))
+        command = [*cluster.arguments(folder / "wh-small", small, *FLAGS, "--unit-size", "1"), "--cluster", running.url]
+        driver, wall, _, _ = command_cost(command)
+        done = unit_seconds(running, ["wh-small"])
+        number = sum(count for count, _ in done.values())
+        rates["unit_overhead"] = (sum(map(cpu, roles)) - before) / number
+        rates["submit"] = driver / number
+        print(f"{number} small units: {wall:.1f} s, {wall / number * 1000:.0f} ms each on one slot; driver {driver:.1f} s of CPU", flush=True)
+        # Terms in lists of a size that costs more than opening them.
+        many = f"{math.ceil(text / 80)}"
+        command_cost([*cluster.arguments(folder / "wh-fold", corpus, *FLAGS, "--unit-size", many), "--cluster", running.url])
+        folds, fold_seconds = unit_seconds(running, ["wh-fold"])["fold"]
+    if folds:
+        lists, _, held_small = sizes(folder / "sizes-fold", corpus, "--unit-size", many)
+        rates["fold_rate"] = held_small[".terms"] / max(fold_seconds - folds * rates["unit_overhead"], 1e-3)
+        print(f"{len(lists)} lists of terms, {held_small['.terms'] / 1e6:.0f} MB, folded in {fold_seconds:.2f} s", flush=True)
+    work = lambda kind, count: max(spent[kind] - count * rates["unit_overhead"], 1e-3)
+    rates["terms_rate"] = text / work("terms", units)
+    rates["count_rate"] = text / work("count", units)
+    rates["reduce_rate"] = held[".run"] / work("range", runs[0]["ranges"])
+    rates["fixed"] = max(runs[0]["driver_cpu"] - 2 * units * rates["submit"], 0.0)
+    return {"rates": rates, "runs": runs, "disk": disk(folder), "cores": os.cpu_count()}
+
+
+def disk(folder):
+    """Bytes a second that are written and synced."""
+    block, began = os.urandom(1 << 24), time.monotonic()
+    with (folder / "disk").open("wb") as file:
+        for _ in range(16):
+            file.write(block)
+        os.fsync(file.fileno())
+    return 16 * len(block) / (time.monotonic() - began)
 
 
 def plan(folder, units):
