@@ -111,8 +111,9 @@ impl LoadedAnnotation {
         let Some(input) = self.annotation.plan.inputs.get(number) else {
             return Err(EngineError::Bug(format!("there is no input {number}")));
         };
-        if let Some(path) = input.path() {
-            worker.check_allowed(&path)?;
+        match input.path() {
+            Some(path) => worker.check_allowed(&path)?,
+            None => worker.check_allowed(Path::new(&input.uri))?,
         }
         let file = format!("{attempt}-{number:05}.parquet");
         let threads = worker.limits.threads;
