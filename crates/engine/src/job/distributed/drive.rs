@@ -13,10 +13,10 @@ use super::commit::commit_plan;
 use super::fold::FAN_IN;
 use super::folder::{PlanFolder, claim_epoch, names, remove, superseded};
 use super::plan::{self, NewPlan, PROTOCOL, PlanHeader, PlanUnit};
+use super::reduce::MOST_RUNS;
 use super::spec::{
     CountDone, RUNS, RunsList, TermsDone, UnitSpec, VOCABULARY, VocabularyDone, Work, terms_name,
 };
-use super::vocabulary::TermsNames;
 use super::worker::UnitWorker;
 use crate::counting::RangeFile;
 use crate::error::EngineError;
@@ -40,6 +40,8 @@ pub enum Phase {
     Fold,
     /// Units are counted.
     Count,
+    /// The runs of many units are summed.
+    Combine,
     /// Ranges are summed.
     Reduce,
     /// Files of pairs are summed.
@@ -62,6 +64,7 @@ impl Phase {
             Self::Terms => "terms",
             Self::Fold => "fold",
             Self::Count => "count",
+            Self::Combine => "combine",
             Self::Reduce => "reduce",
             Self::Sum => "sum",
             Self::Score => "score",
@@ -339,8 +342,33 @@ fn rows_of(folder: &PlanFolder, work: &Work) -> Result<Option<u64>, EngineError>
         Work::Annotate { .. } => folder
             .get::<AnnotateDone>(&name)?
             .map(|done| done.shard.rows),
-        Work::Fold { .. } | Work::Sum { .. } | Work::Remap { .. } => None,
+        Work::Fold { .. } | Work::Combine { .. } | Work::Sum { .. } | Work::Remap { .. } => None,
     })
+}
+
+/// Manifests of units, or of groups of them.
+#[derive(Debug, Default)]
+pub(super) struct Signed {
+    /// Of what is added.
+    pub(super) added: Vec<String>,
+    /// Of what is taken out.
+    pub(super) taken: Vec<String>,
+}
+
+impl Signed {
+    /// Makes groups of [`FAN_IN`], none of them of both signs, whose manifests take the place of
+    /// their parts'.
+    fn grouped(&mut self, work: impl Fn(usize, Vec<String>) -> Work) -> Vec<Work> {
+        let added = self.added.chunks(FAN_IN);
+        let first_taken = added.len();
+        let parts = added.chain(self.taken.chunks(FAN_IN)).enumerate();
+        let works: Vec<Work> = parts
+            .map(|(number, parts)| work(number, parts.to_vec()))
+            .collect();
+        self.added = works.iter().map(Work::name).collect();
+        self.taken = self.added.split_off(first_taken);
+        works
+    }
 }
 
 struct Stages<'a> {
@@ -360,18 +388,12 @@ impl Stages<'_> {
                 return Ok(false);
             };
             let mut round = 0;
-            while names.added.len() > FAN_IN || names.taken.len() > FAN_IN {
-                let added = names.added.chunks(FAN_IN);
-                let first_taken = added.len();
-                let parts = added.chain(names.taken.chunks(FAN_IN)).enumerate();
-                let works = parts.map(|(number, parts)| Work::Fold {
+            while names.added.len().max(names.taken.len()) > FAN_IN {
+                let works = names.grouped(|number, parts| Work::Fold {
                     number,
                     round,
-                    parts: parts.to_vec(),
+                    parts,
                 });
-                let works: Vec<Work> = works.collect();
-                names.added = works.iter().map(Work::name).collect();
-                names.taken = names.added.split_off(first_taken);
                 if !self.phase(runner, Phase::Fold, works)? {
                     return Ok(false);
                 }
@@ -394,10 +416,28 @@ impl Stages<'_> {
             })
             .collect();
         if !self.folder.has(RUNS) {
+            let mut names: Vec<String> = counts.iter().map(Work::name).collect();
             if !self.phase(runner, Phase::Count, counts)? {
                 return Ok(false);
             }
-            self.lead(runner, RUNS, |_| self.list_runs())?;
+            let taken = names.split_off(self.header.added_units.min(names.len()));
+            let mut names = Signed {
+                added: names,
+                taken,
+            };
+            let mut round = 0;
+            while names.added.len().max(names.taken.len()) > MOST_RUNS {
+                let works = names.grouped(|number, parts| Work::Combine {
+                    number,
+                    round,
+                    parts,
+                });
+                if !self.phase(runner, Phase::Combine, works)? {
+                    return Ok(false);
+                }
+                round += 1;
+            }
+            self.lead(runner, RUNS, |_| self.list_runs(&names))?;
         }
         if runner.ends_after(Phase::Count) {
             return Ok(false);
@@ -420,7 +460,7 @@ impl Stages<'_> {
     fn terms(
         &self,
         runner: &mut dyn Runner,
-    ) -> Result<Option<(TermsNames, Vec<(usize, String)>)>, EngineError> {
+    ) -> Result<Option<(Signed, Vec<(usize, String)>)>, EngineError> {
         let mut bad: Vec<(usize, String)> = Vec::new();
         loop {
             let files: Vec<usize> = bad.iter().map(|(file, _)| *file).collect();
@@ -460,7 +500,7 @@ impl Stages<'_> {
                     file.check(*tally)?;
                 }
                 let taken = names.split_off(self.header.added_units.min(names.len()));
-                let names = TermsNames {
+                let names = Signed {
                     added: names,
                     taken,
                 };
@@ -519,17 +559,17 @@ impl Stages<'_> {
         Ok(())
     }
 
-    fn list_runs(&self) -> Result<(), EngineError> {
+    fn list_runs(&self, names: &Signed) -> Result<(), EngineError> {
         let mut list = RunsList::default();
-        for unit in &self.units {
-            let done: CountDone = self.folder.need(&format!("count-{:05}", unit.number))?;
-            let taken = self.header.is_taken(unit.number);
-            list.dropped_features[usize::from(taken)] += done.dropped_features;
-            if taken {
-                list.taken.extend(done.runs);
-            } else {
-                list.runs.extend(done.runs);
-            }
+        for name in &names.added {
+            let done: CountDone = self.folder.need(name)?;
+            list.dropped_features[0] += done.dropped_features;
+            list.runs.extend(done.runs);
+        }
+        for name in &names.taken {
+            let done: CountDone = self.folder.need(name)?;
+            list.dropped_features[1] += done.dropped_features;
+            list.taken.extend(done.runs);
         }
         self.folder.put(RUNS, &list)?;
         Ok(())

@@ -1,7 +1,8 @@
 //! A count job as units that any process can run: the cluster's and the shards' way.
 //!
 //! ```text
-//! plan ─▶ terms(unit) … ─▶ fold(units) … ─▶ vocabulary ─▶ count(unit) … ─▶ runs ─▶ reduce(range) … ─▶ commit
+//! plan ─▶ terms(unit) … ─▶ fold(units) … ─▶ vocabulary
+//!      ─▶ count(unit) … ─▶ combine(units) … ─▶ runs ─▶ reduce(range) … ─▶ commit
 //! ```
 //!
 //! Everything a unit needs and leaves lies in the plan's folder, which all processes see (a shared

@@ -60,6 +60,15 @@ pub enum Work {
         /// Its manifest of terms.
         terms: String,
     },
+    /// Sum the runs of some units, so that a range has few to open.
+    Combine {
+        /// The group's number.
+        number: usize,
+        /// Which round of summing this is, from 0.
+        round: usize,
+        /// Manifests of counts, or of the round before.
+        parts: Vec<String>,
+    },
     /// Sum all runs of a range of left ids into one table file.
     Reduce {
         /// The range's number.
@@ -110,6 +119,8 @@ impl Work {
                 format!("fold-{round}-{number:05}-{}", &digest[..12])
             }
             Self::Count { number, .. } => format!("count-{number:05}"),
+            // The units are those of the plan, so the number tells which they are.
+            Self::Combine { number, round, .. } => format!("combine-{round}-{number:05}"),
             Self::Reduce { number, .. } => format!("range-{number:05}"),
             Self::Sum { number } => format!("sum-{number:05}"),
             Self::Score { number } => format!("score-{number:05}"),
@@ -126,6 +137,7 @@ impl Work {
             Self::Terms { unit, .. } => unit.number,
             Self::Fold { number, .. }
             | Self::Count { number, .. }
+            | Self::Combine { number, .. }
             | Self::Reduce { number, .. }
             | Self::Sum { number }
             | Self::Score { number }

@@ -7,11 +7,13 @@ use pmill_store::Warehouse;
 use serde::Serialize;
 
 use super::annotate::AnnotateHeader;
+use super::fold::FAN_IN;
 use super::folder::{PlanFolder, names, read};
 use super::merge::MergeHeader;
 use super::plan::PlanHeader;
+use super::reduce::MOST_RUNS;
 use super::score::ScoreHeader;
-use super::spec::{Failure, VOCABULARY, VocabularyDone};
+use super::spec::{Failure, RUNS, VOCABULARY, VocabularyDone};
 use crate::error::EngineError;
 
 /// How far a job is; field names are a contract.
@@ -19,7 +21,7 @@ use crate::error::EngineError;
 pub struct PlanState {
     /// Job name.
     pub job: String,
-    /// The phase that it is in: `terms`, `count`, `reduce`; `sum`, `score`; `remap`, `merge`;
+    /// The phase that it is in: `terms`, `count`, `combine`, `reduce`; `sum`, `score`; `remap`, `merge`;
     /// `annotate`; or `commit`.
     pub phase: &'static str,
     /// Units (or ranges) of the phase that are done.
@@ -134,6 +136,12 @@ impl PlanState {
                 let (counted, ranges) = (count("count-"), count("range-"));
                 if counted < header.units {
                     ("count", counted, header.units)
+                } else if header.units > MOST_RUNS && !there.contains(RUNS) {
+                    (
+                        "combine",
+                        count("combine-0-"),
+                        header.units.div_ceil(FAN_IN),
+                    )
                 } else if ranges < vocabulary.ranges.len() {
                     ("reduce", ranges, vocabulary.ranges.len())
                 } else {

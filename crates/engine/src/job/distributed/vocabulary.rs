@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use pmill_text::Vocabulary;
 
+use super::drive::Signed;
 use super::folder::PlanFolder;
 use super::plan::attempt;
 use super::spec::{FoldDone, VOCABULARY, VocabularyDone};
@@ -32,20 +33,11 @@ pub(super) fn read_vocabulary(
     Vocabulary::from_rows(stored.sorted()?)
 }
 
-/// Manifests of terms, or of their sums.
-#[derive(Debug, Default)]
-pub(super) struct TermsNames {
-    /// Of what is added.
-    pub(super) added: Vec<String>,
-    /// Of what is taken out.
-    pub(super) taken: Vec<String>,
-}
-
 impl Running<'_> {
     /// Makes the vocabulary from the terms of all units, and puts it.
     pub(super) fn make_vocabulary(
         &self,
-        names: &TermsNames,
+        names: &Signed,
         bad: &[(usize, String)],
     ) -> Result<(), EngineError> {
         let data = self.outbox()?;

@@ -9,6 +9,7 @@ use pmill_store::{Job, JobName, Warehouse, killpoint};
 use pmill_text::{FeatureExtractor, Vocabulary};
 
 use super::annotate::{AnnotateHeader, LoadedAnnotation};
+use super::drive::Signed;
 use super::folder::{PlanFolder, io, superseded};
 use super::kept::Kept;
 use super::merge::{LoadedMerge, MergeHeader, is_merging};
@@ -16,7 +17,7 @@ use super::place::is_remote;
 use super::plan::{PlanHeader, attempt, check_protocol};
 use super::score::{LoadedScoring, is_scoring};
 use super::spec::{TermsDone, UnitSpec, VOCABULARY, VocabularyDone, Work};
-use super::vocabulary::{TermsNames, read_vocabulary};
+use super::vocabulary::read_vocabulary;
 use crate::budget::Budget;
 use crate::error::EngineError;
 use crate::job::base::{Base, Subsample};
@@ -226,7 +227,7 @@ impl UnitWorker {
             Work::Annotate { number } => AnnotateHeader::need(folder).map(|h| h.input(*number)),
             Work::Remap { number } => MergeHeader::need(folder).map(|h| h.input(*number)),
             Work::Merge { .. } => MergeHeader::need(folder).map(|h| h.inputs()),
-            Work::Fold { .. } | Work::Reduce { .. } => return Vec::new(),
+            Work::Fold { .. } | Work::Combine { .. } | Work::Reduce { .. } => return Vec::new(),
         };
         // The failure itself is what has to be told.
         found.unwrap_or_default()
@@ -312,7 +313,7 @@ impl UnitWorker {
     pub(super) fn vocabulary(
         &self,
         spec: &UnitSpec,
-        names: &TermsNames,
+        names: &Signed,
         bad: &[(usize, String)],
     ) -> Result<(), EngineError> {
         let folder = PlanFolder::open(&spec.folder)?;
@@ -442,6 +443,10 @@ impl<'a> Running<'a> {
             }
             Work::Count { terms, .. } => {
                 let done = self.count(terms)?;
+                self.finish(&done)
+            }
+            Work::Combine { parts, .. } => {
+                let done = self.combine(parts)?;
                 self.finish(&done)
             }
             Work::Reduce { number, range } => {
