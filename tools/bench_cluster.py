@@ -126,7 +126,7 @@ def main():
 
 def unit_seconds(running, warehouses):
     """By kind of unit: how many were done, and the seconds that they took, as the executors' logs have it."""
-    found = {kind: [0, 0.0] for kind in ("terms", "fold", "count", "range")}
+    found = {kind: [0, 0.0] for kind in ("terms", "fold", "count", "combine", "range")}
     for log in {role.log for role in running.roles if role.name.startswith("executor")}:
         for line in log.read_text().splitlines():
             match = re.search(r"unit done unit=([a-z]+)-.* plan=(\S+) .*seconds=([0-9.e-]+) ran=true", line)

@@ -34,7 +34,7 @@ DEFAULTS = {
     "phase": (0.1, "seconds that the driver sleeps at the end of a phase"),
 }
 # Requests to an object store of a unit: plan, mark, data and manifest put; mark removed; looks.
-REQUESTS = {"terms": 9, "fold": 4, "count": 8}
+REQUESTS = {"terms": 9, "fold": 6, "count": 8, "combine": 6}
 
 
 def phases(a):
@@ -52,15 +52,20 @@ def phases(a):
     last_lists = min(lists * unit_terms * (64**0.67 if folds else 1), lists * all_terms)
     ids = a.tokens_share * a.unit_size
     runs = units * unit_runs
-    # A range opens every run: its end, its index, and what it has of the range.
-    opened = units * a.ranges * 3
+    # The runs of more than 128 units are summed in groups of 64 before; a group is smaller than its parts, as a larger unit is.
+    groups = math.ceil(units / 64) if units > 128 else 0
+    group_runs = min(unit_runs * 64**0.92, a.vocabulary**2 / 2 * a.pair_bytes)
+    last_runs = groups * group_runs if groups else runs
+    # A range opens every run that is left: its end, its index, and what it has of the range.
+    opened = (groups or units) * a.ranges * 3
     rows = [
         # name, units, CPU seconds of one, bytes of all through the store, requests of all, seconds of the driver alone
         ("terms", units, a.unit_size / a.terms_rate, units * (a.unit_size * a.stored_share + ids + unit_terms), units * REQUESTS["terms"], a.fixed),
         ("fold", folds, 64 * unit_terms / a.fold_rate, 2 * units * unit_terms, units + folds * REQUESTS["fold"], 0),
         ("vocabulary", 0, 0, last_lists, lists, last_lists / a.fold_rate + units * a.manifest),
         ("count", units, a.unit_size / a.count_rate, units * (ids + unit_terms + unit_runs), units * REQUESTS["count"], units * a.manifest),
-        ("reduce", a.ranges, runs / a.ranges / a.reduce_rate, runs, opened, 0),
+        ("combine", groups, 64 * unit_runs / a.reduce_rate, runs + last_runs, units * 3 + groups * REQUESTS["combine"], 0),
+        ("reduce", a.ranges, last_runs / a.ranges / a.reduce_rate, last_runs, opened, 0),
     ]
     for name, count, cost, volume, requests, alone in rows:
         # More slots than cores take turns.
