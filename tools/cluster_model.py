@@ -44,27 +44,32 @@ def phases(a):
     tokens = a.unit_size / a.token_bytes
     unit_terms = a.terms_scale * tokens**0.67 * a.term_bytes
     unit_runs = min(a.pairs_scale * tokens**0.92, a.vocabulary**2 / 2) * a.pair_bytes
-    folds = math.ceil(units / 64) if units > 64 else 0
-    lists = units
+    # A list of 64 times the tokens has 64 ^ 0.67 times the types. A given vocabulary has no other terms, and its lists are of its size.
+    rounds, lists, list_terms = [], units, unit_terms
+    if a.given_vocabulary:
+        list_terms = unit_terms = min(unit_terms, a.vocabulary * a.term_bytes)
     while lists > 64:
-        lists = math.ceil(lists / 64)
-    all_terms = a.terms_scale * (a.text / a.token_bytes) ** 0.67 * a.term_bytes
-    last_lists = min(lists * unit_terms * (64**0.67 if folds else 1), lists * all_terms)
+        rounds.append((math.ceil(lists / 64), lists, list_terms))
+        lists, list_terms = math.ceil(lists / 64), list_terms * (1 if a.given_vocabulary else 64**0.67)
+    last_lists = lists * list_terms
     ids = a.tokens_share * a.unit_size
     runs = units * unit_runs
-    # The runs of more than 128 units are summed in groups of 64 before; a group is smaller than its parts, as a larger unit is.
-    groups = math.ceil(units / 64) if units > 128 else 0
-    group_runs = min(unit_runs * 64**0.92, a.vocabulary**2 / 2 * a.pair_bytes)
+    # The runs of more than 128 units are summed in groups of 8 before; a group is smaller than its parts, as a larger unit is.
+    groups = math.ceil(units / 8) if units > 128 else 0
+    group_runs = min(unit_runs * 8**0.92, a.vocabulary**2 / 2 * a.pair_bytes)
     last_runs = groups * group_runs if groups else runs
     # A range opens every run that is left: its end, its index, and what it has of the range.
     opened = (groups or units) * a.ranges * 3
     rows = [
         # name, units, CPU seconds of one, bytes of all through the store, requests of all, seconds of the driver alone
         ("terms", units, a.unit_size / a.terms_rate, units * (a.unit_size * a.stored_share + ids + unit_terms), units * REQUESTS["terms"], a.fixed),
-        ("fold", folds, 64 * unit_terms / a.fold_rate, 2 * units * unit_terms, units + folds * REQUESTS["fold"], 0),
+        *(
+            ("fold", folds, 64 * held / a.fold_rate, 2 * read * held, read + folds * REQUESTS["fold"], 0)
+            for folds, read, held in rounds
+        ),
         ("vocabulary", 0, 0, last_lists, lists, last_lists / a.fold_rate + units * a.manifest),
         ("count", units, a.unit_size / a.count_rate, units * (ids + unit_terms + unit_runs), units * REQUESTS["count"], units * a.manifest),
-        ("combine", groups, 64 * unit_runs / a.reduce_rate, runs + last_runs, units * 3 + groups * REQUESTS["combine"], 0),
+        ("combine", groups, 8 * unit_runs / a.reduce_rate, runs + last_runs, units * 3 + groups * REQUESTS["combine"], 0),
         ("reduce", a.ranges, last_runs / a.ranges / a.reduce_rate, last_runs, opened, 0),
     ]
     for name, count, cost, volume, requests, alone in rows:
@@ -120,6 +125,7 @@ def main():
     parser.add_argument("--text", type=float, default=100e12, help="bytes of text, decompressed")
     parser.add_argument("--unit-size", type=float, default=4e9)
     parser.add_argument("--vocabulary", type=float, default=400e3)
+    parser.add_argument("--given-vocabulary", action="store_true", help="count --vocab FILE: no terms but those of the vocabulary")
     parser.add_argument("--executors", type=int, default=1000)
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--cores", type=float, default=math.inf, help="of all executors together; more slots take turns")

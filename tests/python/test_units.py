@@ -80,6 +80,7 @@ def test_very_many_units_are_summed_in_rounds(warehouse, tmp_path):
     shards = [shard(warehouse, folder, index, 2, "--unit-size", 1) for index in range(2)]
     assert [process.wait(timeout=100) for process in shards] == [0, 0]
     assert len(cluster.manifests(warehouse, "fold-")) == 3
+    assert len(cluster.manifests(warehouse, "combine-")) == 18
     assert commit(warehouse).json["units"] == 140
     cluster.same(pmill.Job(warehouse, "j"), whole)
 

@@ -13,7 +13,7 @@ use super::commit::commit_plan;
 use super::fold::FAN_IN;
 use super::folder::{PlanFolder, claim_epoch, names, remove, superseded};
 use super::plan::{self, NewPlan, PROTOCOL, PlanHeader, PlanUnit};
-use super::reduce::MOST_RUNS;
+use super::reduce::{COMBINED, MOST_RUNS};
 use super::spec::{
     CountDone, RUNS, RunsList, TermsDone, UnitSpec, VOCABULARY, VocabularyDone, Work, terms_name,
 };
@@ -356,12 +356,12 @@ pub(super) struct Signed {
 }
 
 impl Signed {
-    /// Makes groups of [`FAN_IN`], none of them of both signs, whose manifests take the place of
-    /// their parts'.
-    fn grouped(&mut self, work: impl Fn(usize, Vec<String>) -> Work) -> Vec<Work> {
-        let added = self.added.chunks(FAN_IN);
+    /// Makes groups of `size`, none of them of both signs, whose manifests take the place of their
+    /// parts'.
+    fn grouped(&mut self, size: usize, work: impl Fn(usize, Vec<String>) -> Work) -> Vec<Work> {
+        let added = self.added.chunks(size);
         let first_taken = added.len();
-        let parts = added.chain(self.taken.chunks(FAN_IN)).enumerate();
+        let parts = added.chain(self.taken.chunks(size)).enumerate();
         let works: Vec<Work> = parts
             .map(|(number, parts)| work(number, parts.to_vec()))
             .collect();
@@ -389,7 +389,7 @@ impl Stages<'_> {
             };
             let mut round = 0;
             while names.added.len().max(names.taken.len()) > FAN_IN {
-                let works = names.grouped(|number, parts| Work::Fold {
+                let works = names.grouped(FAN_IN, |number, parts| Work::Fold {
                     number,
                     round,
                     parts,
@@ -425,17 +425,12 @@ impl Stages<'_> {
                 added: names,
                 taken,
             };
-            let mut round = 0;
-            while names.added.len().max(names.taken.len()) > MOST_RUNS {
-                let works = names.grouped(|number, parts| Work::Combine {
-                    number,
-                    round,
-                    parts,
-                });
+            if names.added.len().max(names.taken.len()) > MOST_RUNS {
+                let works =
+                    names.grouped(COMBINED, |number, parts| Work::Combine { number, parts });
                 if !self.phase(runner, Phase::Combine, works)? {
                     return Ok(false);
                 }
-                round += 1;
             }
             self.lead(runner, RUNS, |_| self.list_runs(&names))?;
         }

@@ -23,6 +23,9 @@ const FAN_IN: usize = 128;
 /// all runs, so what is opened in all is the product of both.
 pub(super) const MOST_RUNS: usize = 128;
 
+/// Units of such a group: few, so that there are groups for many executors.
+pub(super) const COMBINED: usize = 8;
+
 impl Running<'_> {
     pub(super) fn reduce(
         &self,

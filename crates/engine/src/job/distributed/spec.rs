@@ -64,9 +64,7 @@ pub enum Work {
     Combine {
         /// The group's number.
         number: usize,
-        /// Which round of summing this is, from 0.
-        round: usize,
-        /// Manifests of counts, or of the round before.
+        /// Manifests of counts.
         parts: Vec<String>,
     },
     /// Sum all runs of a range of left ids into one table file.
@@ -120,7 +118,7 @@ impl Work {
             }
             Self::Count { number, .. } => format!("count-{number:05}"),
             // The units are those of the plan, so the number tells which they are.
-            Self::Combine { number, round, .. } => format!("combine-{round}-{number:05}"),
+            Self::Combine { number, .. } => format!("combine-{number:05}"),
             Self::Reduce { number, .. } => format!("range-{number:05}"),
             Self::Sum { number } => format!("sum-{number:05}"),
             Self::Score { number } => format!("score-{number:05}"),
