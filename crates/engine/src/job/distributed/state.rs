@@ -7,11 +7,10 @@ use pmill_store::Warehouse;
 use serde::Serialize;
 
 use super::annotate::AnnotateHeader;
-use super::fold::FAN_IN;
 use super::folder::{PlanFolder, names, read};
 use super::merge::MergeHeader;
 use super::plan::PlanHeader;
-use super::reduce::MOST_RUNS;
+use super::reduce::{COMBINED, MOST_RUNS};
 use super::score::ScoreHeader;
 use super::spec::{Failure, RUNS, VOCABULARY, VocabularyDone};
 use crate::error::EngineError;
@@ -139,8 +138,7 @@ impl PlanState {
                 } else if header.units > MOST_RUNS && !there.contains(RUNS) {
                     (
                         "combine",
-                        count("combine-0-"),
-                        header.units.div_ceil(FAN_IN),
+                        count("combine-"), header.units.div_ceil(COMBINED)
                     )
                 } else if ranges < vocabulary.ranges.len() {
                     ("reduce", ranges, vocabulary.ranges.len())
