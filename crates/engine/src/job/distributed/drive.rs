@@ -195,8 +195,12 @@ impl Drive<'_> {
         if let Some(base) = &base
             && batch.is_empty()
         {
+            let version = base.job.pairs.version();
+            if self.drives {
+                clear_committed(&warehouse, &name, version, &prepared.session)?;
+            }
             return Ok(Some(Applied::Unchanged {
-                version: base.job.pairs.version(),
+                version,
                 facts: base.facts.clone(),
             }));
         }
@@ -260,6 +264,30 @@ impl Drive<'_> {
             std::thread::sleep(Duration::from_millis(100));
         }
     }
+}
+
+/// Takes away what a driver left that died behind its commit: its plan, and files of no version.
+fn clear_committed(
+    warehouse: &Warehouse,
+    name: &JobName,
+    version: u64,
+    session: &Session,
+) -> Result<(), EngineError> {
+    let plans = PlanFolder::of_job(warehouse, name)?;
+    let all = PlanFolder::all(&plans)?;
+    let mut under_way = false;
+    for folder in &all {
+        under_way |= PlanHeader::read(folder)?.is_some_and(|header| header.base == Some(version));
+    }
+    // Another driver's work, or another writer's.
+    let Ok(lock) = warehouse.lock(name) else {
+        return Ok(());
+    };
+    if under_way {
+        return Ok(());
+    }
+    session.wait(warehouse.sweep(name, &lock))?;
+    remove(&plans)
 }
 
 pub(super) fn taken_over() -> EngineError {

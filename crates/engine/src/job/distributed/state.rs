@@ -138,7 +138,8 @@ impl PlanState {
                 } else if header.units > MOST_RUNS && !there.contains(RUNS) {
                     (
                         "combine",
-                        count("combine-"), header.units.div_ceil(COMBINED)
+                        count("combine-"),
+                        header.units.div_ceil(COMBINED),
                     )
                 } else if ranges < vocabulary.ranges.len() {
                     ("reduce", ranges, vocabulary.ranges.len())
