@@ -198,7 +198,13 @@ def test_every_kind_of_job_is_listed_and_goes_on(what, held, both, running, corp
 
     assert cluster.wait_for(lambda: driver.poll() is not None or listed(), pause=0.1)
     found = [(one["job"], one["phase"], one["done"]) for one in listed()]
-    assert found == [("sum" if what == "merge" else "j", phase, 0)]
+    name = "sum" if what == "merge" else "j"
+    assert found == [(name, phase, 0)]
+    if what in ("merge", "annotate"):
+        pmill.run("jobs", "--warehouse", job.warehouse, "--cancel", name)
+        code, _, err = cluster.finish(driver, wait=60)
+        assert code == 75 and "it was cancelled" in err, err
+        driver = drive(*command, "--cluster", running.url)
     for executor in running.executors:
         executor.signal(signal.SIGCONT)
     code, _, err = cluster.finish(driver)

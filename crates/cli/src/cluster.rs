@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -491,14 +491,17 @@ impl JobsArgs {
         let warehouse = Warehouse::open(&self.warehouse)?;
         if let Some(name) = &self.cancel {
             let name = JobName::new(name)?;
-            let plans = PlanFolder::of_job(&warehouse, &name)?;
-            let Some(folder) = PlanFolder::all(&plans)?.into_iter().next() else {
+            let mut states = PlanState::all(&warehouse)?;
+            states.retain(|state| state.job == name.as_str());
+            if states.is_empty() {
                 return Err(Failure::user(format!(
                     "job `{name}` is not under way in `{}`",
                     warehouse.display()
                 )));
-            };
-            folder.end_all()?;
+            }
+            for state in states {
+                PlanFolder::open(Path::new(&state.folder))?.end_all()?;
+            }
             return Ok(Output::Summary {
                 json: serde_json::json!({ "job": name.as_str(), "status": "cancelled" }),
                 text: format!(
