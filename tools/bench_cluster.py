@@ -136,61 +136,71 @@ def unit_seconds(running, warehouses):
     return found
 
 
-def sizes(warehouse, corpus, *flags):
-    """What a job leaves before its reduce: (manifests of terms, manifests of counts, bytes by ending of the data files)."""
-    shard = ["--shard-count", 1, "--shard-index", 0, "--phase", "count"]
-    command_cost([*cluster.arguments(warehouse, corpus, *FLAGS, *flags), *shard])
-    plan = next(warehouse.glob(".pmill/j.units/plan-*"))
-    read = lambda prefix: [json.loads(path.read_text()) for path in sorted((plan / "done").glob(f"{prefix}-*.json"))]
-    held = {}
-    for path in (plan / "data").iterdir():
-        held[path.suffix] = held.get(path.suffix, 0) + path.stat().st_size
-    return read("terms"), read("count"), held
+class Shard:
+    """A job as one shard of one thread, phase by phase: CPU seconds, and what it leaves before its reduce."""
+
+    def __init__(self, warehouse, corpus, unit_size):
+        self.warehouse = warehouse
+        self.command = [*cluster.arguments(warehouse, corpus, *FLAGS, "--unit-size", unit_size, "--threads", 1)]
+        self.command += ["--shard-count", 1, "--shard-index", 0]
+
+    def cost(self, phase):
+        """CPU seconds of a phase; what starting, planning and listing take is what the same costs when all is done."""
+        whole = command_cost([*self.command, "--phase", phase])[0]
+        return max(whole - command_cost([*self.command, "--phase", phase])[0], 1e-3)
+
+    def manifests(self, prefix):
+        plan = next(self.warehouse.glob(".pmill/j.units/plan-*"))
+        return [json.loads(path.read_text()) for path in sorted((plan / "done").glob(f"{prefix}-*.json"))]
+
+    def bytes(self, suffix):
+        plan = next(self.warehouse.glob(".pmill/j.units/plan-*"))
+        return sum(path.stat().st_size for path in (plan / "data").glob(f"*{suffix}"))
 
 
 def model(folder, corpus, arguments, text, runs):
-    """The figures of tools/cluster_model.py: rates of the first layout's units, sizes of what they leave, cost of a small unit."""
-    cut = ["--unit-size", arguments.unit_size]
-    terms, counts, held = sizes(folder / "sizes", corpus, *cut)
-    units = len(terms)
+    """The figures of tools/cluster_model.py: rates of units in CPU seconds, sizes of what they leave, cost of a small unit."""
+    shard = Shard(folder / "model", corpus, arguments.unit_size)
+    terms_cost, terms, unit_terms = shard.cost("terms"), shard.manifests("terms"), shard.bytes(".terms")
+    count_cost, counts = shard.cost("count"), shard.manifests("count")
+    reduce_cost, units = shard.cost("reduce"), len(terms)
     tokens = sum(tally["tokens"] for unit in terms for _, tally in unit["files"])
     types = sum(number for unit in terms for _, number in unit["dictionaries"])
     pairs = sum(run["pairs"] for unit in counts for run in unit["runs"])
+    run_bytes = sum(run["bytes"] for unit in counts for run in unit["runs"])
+    # The same job in more units than are summed at once differs by the lists that are folded.
+    many = Shard(folder / "model-fold", corpus, math.ceil(text / 80))
+    many.cost("terms")
+    lists, many_terms = len(many.manifests("terms")), many.bytes(".terms")
+    folded_cost = many.cost("count")
+    folded = many.bytes(".terms") - many_terms
     rates = {
-        "tokens_share": held[".tokens"] / text,
+        "terms_rate": text / terms_cost,
+        "fold_rate": (many_terms + folded - unit_terms) / max(folded_cost - count_cost, 0.05),
+        "reduce_rate": run_bytes / reduce_cost,
+        "tokens_share": shard.bytes(".tokens") / text,
         "token_bytes": text / tokens,
-        "term_bytes": held[".terms"] / types,
+        "term_bytes": unit_terms / types,
         "terms_scale": types / units / (tokens / units) ** 0.67,
         "pairs_scale": pairs / units / (tokens / units) ** 0.92,
-        "pair_bytes": held[".run"] / pairs,
+        "pair_bytes": run_bytes / pairs,
     }
-    spent = {kind: seconds / arguments.repeat for kind, (_, seconds) in runs[0]["unit_seconds"].items()}
-    # Units so small that nothing is left of their work but what every unit costs; and so many that terms are folded.
+    rates["count_rate"] = text / max(count_cost - unit_terms / rates["fold_rate"], 1e-3)
+    print(f"CPU of units: terms {terms_cost:.2f} s, vocabulary and counts {count_cost:.2f} s, reduce {reduce_cost:.2f} s", flush=True)
+    print(f"with {lists} lists of terms, {many_terms / 1e6:.1f} MB, in place of {units}, {unit_terms / 1e6:.1f} MB: {folded_cost:.2f} s", flush=True)
+    # Units so small that nothing is left of their work but what every unit costs.
     small = folder / "small"
-    pmill.run("sample-corpus", "--output", small, "--rows", 3000, "--files", 150)
+    pmill.run("sample-corpus", "--output", small, "--rows", 3000, "--files", 100)
     with cluster.Cluster(folder / "c-small", executors=1, slots=1) as running:
         roles = [role.process.pid for role in running.roles]
         before = sum(map(cpu, roles))
         command = [*cluster.arguments(folder / "wh-small", small, *FLAGS, "--unit-size", "1"), "--cluster", running.url]
         driver, wall, _, _ = command_cost(command)
-        done = unit_seconds(running, ["wh-small"])
-        number = sum(count for count, _ in done.values())
+        number = sum(count for count, _ in unit_seconds(running, ["wh-small"]).values())
         rates["unit_overhead"] = (sum(map(cpu, roles)) - before) / number
         rates["submit"] = driver / number
         print(f"{number} small units: {wall:.1f} s, {wall / number * 1000:.0f} ms each on one slot; driver {driver:.1f} s of CPU", flush=True)
-        # Terms in lists of a size that costs more than opening them.
-        many = f"{math.ceil(text / 80)}"
-        command_cost([*cluster.arguments(folder / "wh-fold", corpus, *FLAGS, "--unit-size", many), "--cluster", running.url])
-        folds, fold_seconds = unit_seconds(running, ["wh-fold"])["fold"]
-    if folds:
-        lists, _, held_small = sizes(folder / "sizes-fold", corpus, "--unit-size", many)
-        rates["fold_rate"] = held_small[".terms"] / max(fold_seconds - folds * rates["unit_overhead"], 1e-3)
-        print(f"{len(lists)} lists of terms, {held_small['.terms'] / 1e6:.0f} MB, folded in {fold_seconds:.2f} s", flush=True)
-    work = lambda kind, count: max(spent[kind] - count * rates["unit_overhead"], 1e-3)
-    rates["terms_rate"] = text / work("terms", units)
-    rates["count_rate"] = text / work("count", units)
-    rates["reduce_rate"] = held[".run"] / work("range", runs[0]["ranges"])
-    rates["fixed"] = max(runs[0]["driver_cpu"] - 2 * units * rates["submit"], 0.0)
+    rates["fixed"] = max(runs[0]["driver_cpu"] - 2 * units * rates["submit"], 0.0) if runs else 0.5
     return {"rates": rates, "runs": runs, "disk": disk(folder), "cores": os.cpu_count()}
 
 

@@ -101,16 +101,16 @@ def test_what_was_never_counted_is_not_taken_out(both, running, corpus, tmp_path
 def test_a_changed_file_is_counted_again(way, both, running, corpus, tmp_path):
     alone, other = both
     files = [shutil.copy2(path, tmp_path / path.name) for path in corpus[:2]]
-    command = ["--input", *files, "--text", "TEXT", *FLAGS, "--name", "again", "--json"]
+    command = ["--input", *files, "--text", "TEXT", *FLAGS, "--name", "again"]
     for job in both:
         pmill.run("count", "--warehouse", job.warehouse, *command)
     old = shutil.copy2(files[0], tmp_path / "old.parquet")
     table = pq.read_table(files[0])
     pq.write_table(table.slice(100), files[0])
-    again = [*command[:-1], "--recount", files[0], "--old", old, "--json"]
+    again = [*command, "--recount", files[0], "--old", old]
     pmill.run("count", "--warehouse", alone.warehouse, *again)
     if way == "cluster":
-        made = pmill.run("count", "--warehouse", other.warehouse, *again, "--cluster", running.url, *CUT).json
+        made = pmill.run("count", "--warehouse", other.warehouse, *again, "--cluster", running.url, *CUT, "--json").json
     else:
         shards = [drive("count", "--warehouse", other.warehouse, *again, "--shard-count", 2, "--shard-index", i, *CUT) for i in (0, 1)]
         for shard in shards:
@@ -154,7 +154,7 @@ def test_tables_of_one_vocabulary_are_merged_as_one_count(running, counted, corp
 
 def test_files_are_annotated_whoever_dies(both, running, corpus, tmp_path):
     pmill.score(both[0], "--min-pair-count", 2)
-    command = ["annotate", "--warehouse", both[0].warehouse, "--name", "j", "--input", *corpus, "--quantile", 0.1]
+    command = ["annotate", "--warehouse", both[0].warehouse, "--name", "j", "--input", *corpus, "--quantiles", 0.1]
     expected = pmill.run(*command, "--output", tmp_path / "one", "--json").json
     made = with_a_death(running, *command, "--output", tmp_path / "other")
     assert without_times(made) == without_times(expected)

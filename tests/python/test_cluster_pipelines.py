@@ -153,13 +153,14 @@ def same_file(one, other):
     tables = [read(one), read(other)]
     assert tables[0].schema == tables[1].schema
     floats = [field.name for field in tables[0].schema if pa.types.is_floating(field.type)]
-    keys = [(field.name, "ascending") for field in tables[0].schema if field.name not in floats]
-    tables = [table.sort_by(keys) if keys else table for table in tables]
-    for name in tables[0].column_names:
-        columns = [table[name].to_pylist() for table in tables]
-        if name not in floats:
-            assert columns[0] == columns[1], (one, name)
-            continue
-        assert len(columns[0]) == len(columns[1])
-        for a, b in zip(*columns):
-            assert a == b or math.isclose(a, b, rel_tol=1e-12, abs_tol=1e-12), (one, name, a, b)
+    rows = [{}, {}]
+    for table, found in zip(tables, rows):
+        for row in table.to_pylist():
+            key = tuple(value for name, value in row.items() if name not in floats)
+            found.setdefault(key, []).append([row[name] for name in floats])
+    assert rows[0].keys() == rows[1].keys(), one
+    for key, several in rows[0].items():
+        assert len(several) == len(rows[1][key]), (one, key)
+        for mine, theirs in zip(sorted(several), sorted(rows[1][key])):
+            for a, b in zip(mine, theirs):
+                assert a == b or math.isclose(a, b, rel_tol=1e-12, abs_tol=1e-12), (one, key, a, b)
