@@ -1,10 +1,12 @@
 """Warehouses and inputs in an S3 store on loopback (moto), also when the store misbehaves."""
 
+import subprocess
 import threading
 import time
 
 import pytest
 
+import cluster
 import pmill
 from s3 import KEY, SECRET
 
@@ -51,11 +53,60 @@ def sound(store, **options):
     return report.json
 
 
-def test_units_need_a_warehouse_that_all_processes_see_as_files(store, corpus):
-    shard = ["count", "--warehouse", f"{store.uri}/wh", "--name", "j", "--input", corpus[0], "--text", "TEXT"]
-    refused = pmill.run(*shard, "--shard-count", 2, "--shard-index", 0, code=2, env=store.env())
-    assert "file system that all processes see" in refused.err and store.uri in refused.err, refused
-    assert store.keys() == []
+CUT = ["--unit-size", "40KiB"]
+
+
+def test_a_cluster_without_a_shared_file_system_counts_into_s3(store, corpus, local, tmp_path):
+    """Driver and executors share the store only: each has temporary folders of its own, and one dies."""
+    upload(store, corpus)
+    warehouse = f"{store.uri}/wh"
+
+    def run(command, *flags, **options):
+        flags = [*flags, "--cluster", running.url, "--json"]
+        return pmill.run(command, "--warehouse", warehouse, *flags, env=store.env("driver"), **options).json
+
+    with cluster.Cluster(tmp_path / "roles", executors=0) as running:
+        running.executors = [running.start_executor(env=store.env(f"work-{i}"), scratch=tmp_path / f"scratch-{i}") for i in (0, 1)]
+        for executor in running.executors:
+            executor.ready()
+        counted = ["--name", "j", "--text", "TEXT", *FLAGS, *CUT, "--input"]
+        driver = subprocess.Popen(
+            [pmill.binary(), "count", "--warehouse", warehouse, *map(str, counted), f"{store.uri}/corpus/", "--cluster", running.url, "--json"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=store.env("driver"),
+        )  # fmt: skip
+        assert cluster.wait_for(lambda: driver.poll() is not None or any("/done/terms-" in key for key in store.keys()), pause=0.05)
+        running.executors[0].kill()
+        code, summary, err = cluster.finish(driver)
+        assert code == 0, err
+        assert (summary["status"], summary["rows"]) == ("counted", 4000) and summary["units"] > 3
+        assert run("score", "--name", "j")["status"] == "counted"
+        for table in ("vocab", "pairs", "outside", "pmi"):
+            assert parquet(store, table) == local.content(table), table
+        assert sound(store)["facts"] == local.facts()
+        assert not any("/.pmill/" in key for key in store.keys()), store.keys("wh/.pmill")
+        assert run("count", *counted, f"{store.uri}/corpus/")["status"] == "unchanged"
+        taken = run("retract", "--name", "j", *CUT, "--input", f"{store.uri}/corpus/{corpus[0].name}")
+        assert (taken["status"], taken["total_rows"]) == ("retracted", 3000)
+        assert sound(store)["facts"]["rows"] == 3000
+        assert run("merge", "--name", "sum", "--from", "j")["status"] == "merged"
+        log = "".join(role.log.read_text() for role in running.roles)
+        assert SECRET not in log and SECRET not in err
+
+
+def test_shards_meet_in_s3(store, corpus, local):
+    command = ["count", "--warehouse", f"{store.uri}/wh", "--name", "j", "--text", "TEXT", *FLAGS, *CUT, "--shard-count", "2"]
+    command += ["--input", *map(str, corpus)]
+    shards = [
+        subprocess.Popen([pmill.binary(), *command, "--shard-index", str(i)], stderr=subprocess.PIPE, env=store.env(f"shard-{i}"))
+        for i in (0, 1)
+    ]
+    for shard in shards:
+        _, err = shard.communicate(timeout=120)
+        assert shard.returncode == 0, err
+    pmill.run("commit", "--warehouse", f"{store.uri}/wh", "--name", "j", env=store.env("commit"))
+    for table in ("vocab", "pairs", "outside"):
+        assert parquet(store, table) == local.content(table), table
+    assert not any("/.pmill/" in key for key in store.keys())
 
 
 def test_a_warehouse_on_s3_holds_the_same_bytes_as_one_on_disk(store, corpus, local):

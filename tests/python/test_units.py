@@ -80,6 +80,7 @@ def test_very_many_units_are_summed_in_rounds(warehouse, tmp_path):
     shards = [shard(warehouse, folder, index, 2, "--unit-size", 1) for index in range(2)]
     assert [process.wait(timeout=100) for process in shards] == [0, 0]
     assert len(cluster.manifests(warehouse, "fold-")) == 3
+    assert len(cluster.manifests(warehouse, "combine-")) == 18
     assert commit(warehouse).json["units"] == 140
     cluster.same(pmill.Job(warehouse, "j"), whole)
 
@@ -192,9 +193,7 @@ def test_a_unit_that_ends_every_process_is_named_and_left_out_if_bad_files_are(o
 
 def test_what_units_cannot_do_is_refused(corpus, warehouse):
     command = cluster.arguments(warehouse, corpus, *FLAGS)
-    again = ("--recount", min(corpus.glob("*.parquet")))
-    assert "--recount runs in one process only" in pmill.run(*command, *again, "--shard-count", 2, code=2).err
     both = ("--cluster", "http://127.0.0.1:1", "--shard-count", 2)
     assert "give one" in pmill.run(*command, *both, code=2).err
-    for command in ("merge", "retract", "annotate", "embed", "export", "sql", "snapshot"):
+    for command in ("embed", "export", "sql", "compact", "vacuum", "snapshot"):
         assert "runs in one process only" in pmill.run(command, "--cluster", "http://127.0.0.1:1", code=2).err, command

@@ -68,6 +68,12 @@ pub struct AnnotateArgs {
     /// Begin again, and replace the output folder if it is there
     #[arg(long)]
     overwrite: bool,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    units: crate::units::CommonArgs,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    cluster: crate::cluster::ClusterArgs,
 }
 
 impl AnnotateArgs {
@@ -89,14 +95,23 @@ impl AnnotateArgs {
             memory_limit: global.memory_limit(),
             threads: global.threads(),
         };
+        #[cfg(feature = "cluster")]
+        if self.cluster.is_asked_for() {
+            let summary = self.cluster.annotate(job, &self.units, global)?;
+            return Ok(output(&summary));
+        }
         let bar = Bar::new(global);
         let result = annotate(&job, &bar, &stop_flag());
         bar.clear();
-        let summary = result?;
-        Ok(Output::Summary {
-            json: json(&summary),
-            text: describe(&summary),
-        })
+        Ok(output(&result?))
+    }
+}
+
+/// A summary for people and for scripts.
+fn output(summary: &AnnotateSummary) -> Output {
+    Output::Summary {
+        json: json(summary),
+        text: describe(summary),
     }
 }
 

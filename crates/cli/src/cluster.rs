@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -10,11 +10,15 @@ use pmill_cluster::{
     ClientSecurity, ClusterError, ClusterRunner, ExecutorConfig, Patience, SchedulerSettings,
     ServerSecurity, cluster_state, run_executor, run_scheduler,
 };
-use pmill_engine::job::CountJob;
+use pmill_engine::EngineError;
+use pmill_engine::annotate::{AnnotateJob, AnnotateSummary};
 use pmill_engine::job::distributed::{
-    Drive, PlanFolder, PlanState, ScoreDrive, UnitWorker, WorkerLimits,
+    AnnotateDrive, Drive, MergeDrive, PlanFolder, PlanState, Runner, ScoreDrive, UnitWorker,
+    WorkerLimits,
 };
+use pmill_engine::job::{CountJob, Recount, RetractJob, RetractSummary};
 use pmill_engine::memory::ByteSize;
+use pmill_engine::merge_tables::{MergeJob, MergeSummary};
 use pmill_engine::score::{ScoreSettings, ScoreSummary};
 use pmill_engine::store::{JobName, Warehouse};
 
@@ -104,6 +108,29 @@ impl ClusterArgs {
         ClusterRunner::connect(&url, &self.client.security(), patience, bar)
     }
 
+    /// Annotates on the cluster.
+    pub fn annotate(
+        &self,
+        mut job: AnnotateJob,
+        common: &CommonArgs,
+        global: &Global,
+    ) -> Result<AnnotateSummary, Failure> {
+        job.output = std::path::absolute(&job.output)?;
+        let bar = Bar::new(global);
+        let stop = stop_flag();
+        let mut runner = self.connect(common, &bar)?;
+        let drive = AnnotateDrive {
+            job: &job,
+            limit_seconds: common.unit_timeout,
+            most_attempts: common.unit_attempts,
+            progress: &bar,
+            stop: &stop,
+        };
+        let result = drive.run(&mut runner);
+        bar.clear();
+        Ok(result?)
+    }
+
     /// Scores on the cluster.
     pub fn score(
         &self,
@@ -134,14 +161,50 @@ impl ClusterArgs {
         Ok(result?)
     }
 
-    /// Counts on the cluster.
-    pub fn count(
+    /// Sums tables on the cluster.
+    pub fn merge(
+        &self,
+        job: &MergeJob,
+        common: &CommonArgs,
+        global: &Global,
+    ) -> Result<MergeSummary, Failure> {
+        let bar = Bar::new(global);
+        let stop = stop_flag();
+        let mut runner = self.connect(common, &bar)?;
+        let drive = MergeDrive {
+            job,
+            limit_seconds: common.unit_timeout,
+            most_attempts: common.unit_attempts,
+            progress: &bar,
+            stop: &stop,
+        };
+        let result = drive.run(&mut runner);
+        bar.clear();
+        Ok(result?)
+    }
+
+    /// Takes files or rows out on the cluster.
+    pub fn retract(
+        &self,
+        retract: &RetractJob,
+        size: &SizeArgs,
+        common: &CommonArgs,
+        global: &Global,
+    ) -> Result<RetractSummary, Failure> {
+        let job = retract.counting()?;
+        self.drive(&job, size, common, global, |drive, runner| {
+            drive.retract(retract, runner)
+        })
+    }
+
+    fn drive<T>(
         &self,
         job: &CountJob,
         size: &SizeArgs,
         common: &CommonArgs,
         global: &Global,
-    ) -> Outcome {
+        run: impl FnOnce(&Drive<'_>, &mut dyn Runner) -> Result<T, EngineError>,
+    ) -> Result<T, Failure> {
         let bar = Bar::new(global);
         let stop = stop_flag();
         let mut runner = self.connect(common, &bar)?;
@@ -157,10 +220,25 @@ impl ClusterArgs {
             progress: &bar,
             stop: &stop,
         };
-        let result = drive.run(&mut runner);
+        let result = run(&drive, &mut runner);
         bar.clear();
-        let Some(summary) = result? else {
-            return Err(pmill_engine::EngineError::Bug("the driver did not commit".into()).into());
+        Ok(result?)
+    }
+
+    /// Counts on the cluster.
+    pub fn count(
+        &self,
+        job: &CountJob,
+        recounts: &[Recount],
+        size: &SizeArgs,
+        common: &CommonArgs,
+        global: &Global,
+    ) -> Outcome {
+        let result = self.drive(job, size, common, global, |drive, runner| {
+            drive.run(recounts, runner)
+        })?;
+        let Some(summary) = result else {
+            return Err(EngineError::Bug("the driver did not commit".into()).into());
         };
         Ok(Output::Summary {
             json: json(&summary),
@@ -413,14 +491,17 @@ impl JobsArgs {
         let warehouse = Warehouse::open(&self.warehouse)?;
         if let Some(name) = &self.cancel {
             let name = JobName::new(name)?;
-            let plans = PlanFolder::of_job(&warehouse, &name)?;
-            let Some(folder) = PlanFolder::all(&plans)?.into_iter().next() else {
+            let mut states = PlanState::all(&warehouse)?;
+            states.retain(|state| state.job == name.as_str());
+            if states.is_empty() {
                 return Err(Failure::user(format!(
                     "job `{name}` is not under way in `{}`",
                     warehouse.display()
                 )));
-            };
-            folder.end_all()?;
+            }
+            for state in states {
+                PlanFolder::open(Path::new(&state.folder))?.end_all()?;
+            }
             return Ok(Output::Summary {
                 json: serde_json::json!({ "job": name.as_str(), "status": "cancelled" }),
                 text: format!(

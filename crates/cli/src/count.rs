@@ -266,12 +266,7 @@ impl CountArgs {
         if self.dry_run {
             dry_run(&job, global)
         } else if self.units.are_asked_for() {
-            if !recounts.is_empty() {
-                return Err(Failure::user(
-                    "--recount runs in one process only: leave out --cluster (and PMILL_CLUSTER) or --shard-count",
-                ));
-            }
-            self.units.run(&job, global)
+            self.units.run(&job, &recounts, global)
         } else {
             recount(&job, &recounts, global)
         }

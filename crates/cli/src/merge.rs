@@ -36,6 +36,12 @@ pub struct MergeArgs {
     /// Show what would be summed; write nothing
     #[arg(long)]
     dry_run: bool,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    units: crate::units::CommonArgs,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    cluster: crate::cluster::ClusterArgs,
 }
 
 impl MergeArgs {
@@ -56,14 +62,23 @@ impl MergeArgs {
                 text: describe_plan(&plan),
             });
         }
+        #[cfg(feature = "cluster")]
+        if self.cluster.is_asked_for() {
+            let summary = self.cluster.merge(&job, &self.units, global)?;
+            return Ok(output(&summary));
+        }
         let bar = Bar::new(global);
         let result = merge(&job, &bar, &stop_flag());
         bar.clear();
-        let summary = result?;
-        Ok(Output::Summary {
-            json: json(&summary),
-            text: describe(&summary),
-        })
+        Ok(output(&result?))
+    }
+}
+
+/// A summary for people and for scripts.
+fn output(summary: &MergeSummary) -> Output {
+    Output::Summary {
+        json: json(summary),
+        text: describe(summary),
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Bar {
     shown: bool,
     state: Mutex<Option<ProgressBar>>,
     rows: AtomicU64,
+    /// Units that failed and were tried again, in all phases.
+    retries: AtomicU64,
     began: Mutex<Instant>,
 }
 
@@ -26,6 +28,7 @@ impl Bar {
             shown: !global.quiet && !global.json && std::io::stderr().is_terminal(),
             state: Mutex::new(None),
             rows: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
             began: Mutex::new(Instant::now()),
         }
     }
@@ -73,17 +76,21 @@ impl Progress for Bar {
         let Ok(state) = self.state.lock() else { return };
         if let Some(bar) = &*state {
             bar.inc(steps);
-            if rows > 0 {
-                let seconds = self
-                    .began
-                    .lock()
-                    .map_or(1.0, |began| began.elapsed().as_secs_f64());
-                bar.set_message(format!(
-                    "{} rows/s",
-                    group((rows as f64 / seconds.max(0.001)) as u64)
-                ));
-            }
+            let seconds = self
+                .began
+                .lock()
+                .map_or(1.0, |began| began.elapsed().as_secs_f64());
+            let rate = (rows as f64 / seconds.max(0.001)) as u64;
+            bar.set_message(message(rate, self.retries.load(Ordering::Relaxed)));
         }
+    }
+
+    fn retried(&self) {
+        self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_watched(&self) -> bool {
+        self.shown
     }
 
     fn note(&self, text: &str) {
@@ -93,6 +100,18 @@ impl Progress for Bar {
             bar.println(text);
         }
     }
+}
+
+/// What stands beside the bar.
+fn message(rows_a_second: u64, retries: u64) -> String {
+    let mut parts = Vec::new();
+    if rows_a_second > 0 {
+        parts.push(format!("{} rows/s", group(rows_a_second)));
+    }
+    if retries > 0 {
+        parts.push(format!("{retries} retried"));
+    }
+    parts.join(", ")
 }
 
 /// A flag that Ctrl-C (or SIGTERM) sets; the second time the process ends at once.
@@ -130,6 +149,13 @@ pub fn group(number: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn rates_and_retries_are_told_when_there_are_any() {
+        assert_eq!(super::message(0, 0), "");
+        assert_eq!(super::message(1500, 0), "1,500 rows/s");
+        assert_eq!(super::message(1500, 2), "1,500 rows/s, 2 retried");
+    }
+
     #[test]
     fn numbers_are_grouped_by_three() {
         for (number, text) in [

@@ -48,6 +48,15 @@ pub struct RetractArgs {
     /// Show what would be taken out; write nothing
     #[arg(long)]
     dry_run: bool,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    size: crate::units::SizeArgs,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    units: crate::units::CommonArgs,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    cluster: crate::cluster::ClusterArgs,
 }
 
 impl RetractArgs {
@@ -74,14 +83,25 @@ impl RetractArgs {
                 text: describe_plan(&plan),
             });
         }
+        #[cfg(feature = "cluster")]
+        if self.cluster.is_asked_for() {
+            let summary = self
+                .cluster
+                .retract(&job, &self.size, &self.units, global)?;
+            return Ok(output(&summary));
+        }
         let bar = Bar::new(global);
         let result = job::retract(&job, &bar, &stop_flag());
         bar.clear();
-        let summary = result?;
-        Ok(Output::Summary {
-            json: json(&summary),
-            text: describe(&summary),
-        })
+        Ok(output(&result?))
+    }
+}
+
+/// A summary for people and for scripts.
+fn output(summary: &RetractSummary) -> Output {
+    Output::Summary {
+        json: json(summary),
+        text: describe(summary),
     }
 }
 

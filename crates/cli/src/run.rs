@@ -49,12 +49,7 @@ impl RunArgs {
     /// Runs the command.
     pub fn run(self, global: &Global) -> Outcome {
         if let Some(pipeline) = MergePipeline::read(&self.pipeline, &self.set)? {
-            #[cfg(feature = "cluster")]
-            if self.cluster.is_asked_for() {
-                return Err(Failure::user(
-                    "a merge runs in one process only: leave out --cluster (and PMILL_CLUSTER)",
-                ));
-            }
+            // Snapshots are merged in this process, also with --cluster.
             return pipeline.run(global, self.dry_run);
         }
         let pipeline = self.read(&self.set)?;
@@ -183,7 +178,9 @@ impl RunArgs {
     fn count(&self, job: &CountJob, global: &Global) -> Outcome {
         #[cfg(feature = "cluster")]
         if self.cluster.is_asked_for() {
-            return self.cluster.count(job, &self.size, &self.units, global);
+            return self
+                .cluster
+                .count(job, &[], &self.size, &self.units, global);
         }
         count::count(job, global)
     }

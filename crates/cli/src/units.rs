@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use pmill_engine::job::CountJob;
 use pmill_engine::job::distributed::{self, Drive, Phase, Shard, UnitWorker, WorkerLimits};
+use pmill_engine::job::{CountJob, Recount};
 use pmill_engine::memory::ByteSize;
 
 use crate::count::{describe, json};
@@ -119,7 +119,7 @@ impl UnitArgs {
     }
 
     /// Does this process's part.
-    pub fn run(&self, job: &CountJob, global: &Global) -> Outcome {
+    pub fn run(&self, job: &CountJob, recounts: &[Recount], global: &Global) -> Outcome {
         #[cfg(feature = "cluster")]
         if self.cluster.is_asked_for() {
             if self.shard_count.is_some() {
@@ -127,7 +127,9 @@ impl UnitArgs {
                     "--cluster (or PMILL_CLUSTER) and --shard-count are two ways to run the units; give one",
                 ));
             }
-            return self.cluster.count(job, &self.size, &self.common, global);
+            return self
+                .cluster
+                .count(job, recounts, &self.size, &self.common, global);
         }
         let count = self.shard_count.map_or(1, std::num::NonZero::get);
         let index = self.index()?;
@@ -170,7 +172,7 @@ impl UnitArgs {
             worker: &worker,
             ran: 0,
         };
-        let result = shard.run(&drive);
+        let result = shard.run(&drive, recounts);
         bar.clear();
         let summary = result?;
         let text = match summary.status {

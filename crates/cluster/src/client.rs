@@ -397,6 +397,7 @@ impl PhaseRun<'_, '_> {
             });
         }
         let pause = Duration::from_millis(200) * 2_u32.pow((*times).min(8));
+        self.runner.progress.retried();
         self.runner.progress.note(&format!(
             "unit {name} failed and is tried again: {}",
             failure.message

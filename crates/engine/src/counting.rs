@@ -12,13 +12,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pmill_count::{
     Accumulator, Compression, Context, CountError, CountSettings as KernelSettings,
-    OUT_OF_VOCABULARY, Piece, PreparedBlock, RowSink, RowSource, RunReader, RunWriter, SeekSource,
-    TokenBlock, merge_runs, subsample_row,
+    OUT_OF_VOCABULARY, Piece, PreparedBlock, RowSink, RowSource, RunReader, RunSource, RunWriter,
+    SeekSource, TokenBlock, merge_runs, subsample_row,
 };
 use pmill_store::DataFile;
 use serde::{Deserialize, Serialize};
 
 use crate::error::EngineError;
+use crate::job::distributed::place::{self, Ranges};
 use crate::pairs_table::{PairsRows, PairsTable};
 use crate::progress::{Progress, StopFlag};
 use crate::tables::{PairsFile, TableFolder, unwrap_sink};
@@ -80,7 +81,7 @@ pub struct Parts<'a> {
 
 /// One of them, open.
 pub(crate) enum Rows<'a> {
-    Run(Box<RunReader<SeekSource<BufReader<File>>>>),
+    Run(Box<RunReader<Box<dyn RunSource + Send>>>),
     Table(Box<PairsRows<'a>>),
 }
 
@@ -131,11 +132,18 @@ impl<'a> Parts<'a> {
         let mut rows = Vec::with_capacity(self.runs.len() + self.tables.len());
         for (path, subtracted) in &self.runs {
             let name = path.display().to_string();
-            let opened = File::open(path).map_err(|source| CountError::RunRead {
+            let fail = |source| CountError::RunRead {
                 run: name.clone(),
                 source,
-            })?;
-            let source = SeekSource(BufReader::with_capacity(1 << 16, opened));
+            };
+            let object = place::object(path).map_err(|error| fail(std::io::Error::other(error)))?;
+            let source: Box<dyn RunSource + Send> = match object {
+                Some(object) => Box::new(Ranges::of(object)),
+                None => {
+                    let opened = File::open(path).map_err(fail)?;
+                    Box::new(SeekSource(BufReader::with_capacity(1 << 16, opened)))
+                }
+            };
             let mut run = RunReader::open(name, source)?;
             if *subtracted {
                 run = run.subtracting();

@@ -6,11 +6,13 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use pmill_count::{Accumulator, CountSettings as KernelSettings, Side};
-use pmill_store::{Job, JobName, Warehouse, killpoint};
+use pmill_store::{DataFile, Job, JobName, Warehouse, killpoint};
 use pmill_text::{TermCount, Vocabulary, merge_sorted};
 use serde::Serialize;
 
@@ -166,6 +168,18 @@ pub fn merge(
     progress: &dyn Progress,
     stop: &StopFlag,
 ) -> Result<MergeSummary, EngineError> {
+    merge_by(job, progress, stop, |merging, job_folder, summary| {
+        merging.run(job_folder, summary)
+    })
+}
+
+/// As [`merge`], with the pairs summed by whoever `sum` finds: it commits, and gives the facts.
+pub(crate) fn merge_by(
+    job: &MergeJob,
+    progress: &dyn Progress,
+    stop: &StopFlag,
+    sum: impl FnOnce(&Merging<'_>, &Path, &mut MergeSummary) -> Result<Facts, EngineError>,
+) -> Result<MergeSummary, EngineError> {
     let started = Instant::now();
     let (name, warehouse) = (JobName::new(&job.name)?, Warehouse::open(&job.warehouse)?);
     // Everything is looked at before anything is written.
@@ -219,7 +233,7 @@ pub fn merge(
                     progress,
                     stop,
                 };
-                merging.run(&job_folder, &mut summary)?
+                sum(&merging, &job_folder, &mut summary)?
             }
         };
         clean_up(&session, &warehouse, &name, &job_folder, &lock)?;
@@ -397,25 +411,37 @@ fn refuse_overlap(
 }
 
 /// One merge at work.
-struct Merging<'a> {
-    job: &'a MergeJob,
-    name: &'a JobName,
-    warehouse: &'a Warehouse,
+pub(crate) struct Merging<'a> {
+    pub(crate) job: &'a MergeJob,
+    pub(crate) name: &'a JobName,
+    pub(crate) warehouse: &'a Warehouse,
     session: &'a Session,
     plan: &'a Plan,
-    progress: &'a dyn Progress,
-    stop: &'a StopFlag,
+    pub(crate) progress: &'a dyn Progress,
+    pub(crate) stop: &'a StopFlag,
 }
 
-impl Merging<'_> {
-    fn run(
+/// What a merge has before pairs are read.
+pub(crate) struct Begun<'a> {
+    pub(crate) target: Target<'a>,
+    /// The vocabulary with the sums of all tables.
+    pub(crate) vocabulary: Vocabulary,
+    /// Its sums by slice.
+    slices: Option<Slices>,
+    outside: Option<DataFile>,
+    /// Facts of the sum, but for its pairs.
+    facts: Facts,
+    /// The pairs of all tables, the target's first.
+    pub(crate) tables: Vec<PairsTable>,
+}
+
+impl<'a> Merging<'a> {
+    /// All that comes before the pairs.
+    pub(crate) fn begin(
         &self,
-        job_folder: &std::path::Path,
+        digest: &str,
         summary: &mut MergeSummary,
-    ) -> Result<Facts, EngineError> {
-        let digest = self.digest();
-        let work = WorkFolder::open(job_folder, &digest)?;
-        let first = self.first();
+    ) -> Result<Begun<'a>, EngineError> {
         let target = Target {
             session: self.session,
             warehouse: self.warehouse,
@@ -426,42 +452,143 @@ impl Merging<'_> {
                 .target
                 .as_ref()
                 .map(|base| base.job.pairs.version()),
-            settings: first.job.settings()?,
+            settings: self.first().job.settings()?,
         };
         let mut facts = self.facts()?;
-        let (vocabulary, outside, dropped) = self.terms(&target, &digest)?;
+        let (vocabulary, outside, dropped) = self.terms(&target, digest)?;
         summary.dropped_terms = dropped;
         facts.types = with_count(&vocabulary) + outside.as_ref().map_or(0, |file| file.rows);
         facts.terms = vocabulary.len() as u64;
         let slices = self.slices(&vocabulary)?;
         facts.slices = slices.as_ref().map(Slices::facts).unwrap_or_default();
-
-        let own = self.plan.target.as_ref().map(|base| (self.warehouse, base));
-        let others = self
-            .plan
-            .parts
-            .iter()
-            .map(|part| (&part.warehouse, &part.base));
-        let tables: Vec<PairsTable> = own
-            .into_iter()
-            .chain(others)
-            .enumerate()
-            .map(|(index, (warehouse, base))| {
+        let tables: Vec<PairsTable> = self
+            .places()
+            .zip(self.maps())
+            .map(|((warehouse, base), map)| {
                 let pairs = base.pairs(warehouse, self.session.handle())?;
                 // A table whose terms get other ids gets those of its slices with them.
-                let keeps_ids = match index.checked_sub(self.plan.target.iter().len()) {
-                    None => true,
-                    Some(part) => self.plan.parts[part].relation.map().is_none(),
-                };
                 Ok(match (&slices, &base.slices) {
-                    (Some(to), Some(from)) if keeps_ids => pairs.moved(Blocks::of(from, to)?),
+                    (Some(to), Some(from)) if map.is_none() => pairs.moved(Blocks::of(from, to)?),
                     _ => pairs,
                 })
             })
             .collect::<Result<_, EngineError>>()?;
         summary.read_bytes = tables.iter().map(PairsTable::bytes).sum();
         summary.read_pairs = self.bases().map(|base| base.facts.pairs).sum();
-        let (own, others) = tables.split_at(tables.len() - self.plan.parts.len());
+        Ok(Begun {
+            target,
+            vocabulary,
+            slices,
+            outside,
+            facts,
+            tables,
+        })
+    }
+
+    /// Left ids of each file of the sum.
+    ///
+    /// # Errors
+    /// When slices and terms are too many for ids.
+    pub(crate) fn ranges(&self, begun: &Begun<'_>) -> Result<Vec<Range<u32>>, EngineError> {
+        let reach = reach(&self.first().recorded.given.context, &begun.facts);
+        match &begun.slices {
+            None => Ok(table_ranges(&begun.vocabulary, reach)),
+            Some(slices) => sliced_ranges(slices, reach),
+        }
+    }
+
+    /// Ids of the sum.
+    fn size(&self, begun: &Begun<'_>) -> Result<u32, EngineError> {
+        match &begun.slices {
+            None => Ok(self.first().vocabulary_size()),
+            Some(slices) => slices.ids(),
+        }
+    }
+
+    /// A table's left ids in parts of about the same work.
+    pub(crate) fn ranges_of(&self, base: &Base) -> Vec<Range<u32>> {
+        let context = &base.recorded.given.context;
+        table_ranges(&base.vocabulary, reach(context, &base.facts))
+    }
+
+    /// Makes the summed files visible.
+    pub(crate) fn commit(
+        &self,
+        begun: Begun<'_>,
+        files: Vec<RangeFile>,
+        digest: &str,
+        summary: &mut MergeSummary,
+    ) -> Result<Facts, EngineError> {
+        let mut facts = begun.facts;
+        facts.pairs = files.iter().map(|file| file.pairs).sum();
+        facts.units = units_of(&files).to_string();
+        summary.version = begun.target.commit(
+            Changes {
+                vocabulary: &begun.vocabulary,
+                slices: begun.slices.as_ref(),
+                sources: &mut self.sources(),
+                pairs: files,
+                outside: begun.outside,
+                facts: &facts,
+                subsample: self.first().subsample.as_ref(),
+            },
+            digest,
+        )?;
+        Ok(facts)
+    }
+
+    /// Tells of pairs that were left out.
+    pub(crate) fn tell_dropped(
+        &self,
+        part: usize,
+        pairs: u64,
+        units: &str,
+        summary: &mut MergeSummary,
+    ) {
+        if pairs > 0 {
+            summary.dropped_pairs += pairs;
+            summary.notes.push(format!(
+                "{pairs} pairs of `{}` (sum of counts {units} units of 1/{}) hold a term without a place and were left out",
+                self.plan.parts[part].shown,
+                self.first().facts.weight_unit
+            ));
+        }
+    }
+
+    /// The tables whose sum this is with their warehouses, the target first.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (&'a Warehouse, &'a Base)> {
+        let own = self.plan.target.iter().map(|base| (self.warehouse, base));
+        let parts = self.plan.parts.iter();
+        own.chain(parts.map(|part| (&part.warehouse, &part.base)))
+    }
+
+    /// By table, in the order of [`Self::places`]: the ids in the sum's vocabulary, if they are others.
+    pub(crate) fn maps(&self) -> Vec<Option<&'a [Option<u32>]>> {
+        let own = self.plan.target.iter().map(|_| None);
+        let parts = self.plan.parts.iter();
+        own.chain(parts.map(|part| part.relation.map())).collect()
+    }
+
+    /// How many of the tables are the target's own: 0 or 1.
+    pub(crate) fn own_tables(&self) -> usize {
+        usize::from(self.plan.target.is_some())
+    }
+
+    /// Whether the tables are counted by slice.
+    pub(crate) fn is_sliced(&self) -> bool {
+        self.first().slices.is_some()
+    }
+
+    /// Whether a pair stands once, with the smaller id on the left.
+    pub(crate) fn symmetric(&self) -> bool {
+        symmetric(&self.first().recorded)
+    }
+
+    fn run(&self, job_folder: &Path, summary: &mut MergeSummary) -> Result<Facts, EngineError> {
+        let digest = self.digest();
+        let work = WorkFolder::open(job_folder, &digest)?;
+        let begun = self.begin(&digest, summary)?;
+        let (own, others) = begun.tables.split_at(self.own_tables());
         let mut parts = Parts {
             runs: Vec::new(),
             tables: own.iter().collect(),
@@ -470,75 +597,43 @@ impl Merging<'_> {
             match part.relation.map() {
                 None => parts.tables.push(table),
                 Some(map) => {
-                    let map = match (&slices, &part.base.slices) {
+                    let map = match (&begun.slices, &part.base.slices) {
                         (Some(to), Some(from)) => Cow::Owned(sliced_map(from, to, map)),
                         _ => Cow::Borrowed(map),
                     };
-                    let size = match &slices {
-                        None => self.first().vocabulary_size(),
-                        Some(slices) => slices.ids()?,
-                    };
-                    let remapped = self.remapped(index, part, table, &map, size, &work)?;
-                    if remapped.dropped_pairs > 0 {
-                        summary.dropped_pairs += remapped.dropped_pairs;
-                        summary.notes.push(format!(
-                            "{} pairs of `{}` (sum of counts {} units of 1/{}) hold a term without a place and were left out",
-                            remapped.dropped_pairs, part.shown, remapped.dropped_units, facts.weight_unit
-                        ));
-                    }
+                    let remapped =
+                        self.remapped(index, part, table, &map, self.size(&begun)?, &work)?;
+                    let (pairs, units) = (remapped.dropped_pairs, &remapped.dropped_units);
+                    self.tell_dropped(index, pairs, units, summary);
                     let paths = remapped.runs.iter().map(|run| work.path().join(&run.name));
                     parts.runs.extend(paths.map(|path| (path, false)));
                 }
             }
         }
-        let counted = (&vocabulary, slices.as_ref());
-        let files = self.pairs(&parts, counted, &facts, &target, &digest, &work)?;
-        facts.pairs = files.iter().map(|file| file.pairs).sum();
-        facts.units = units_of(&files).to_string();
-        summary.version = target.commit(
-            Changes {
-                vocabulary: &vocabulary,
-                slices: slices.as_ref(),
-                sources: &mut self.sources(),
-                pairs: files,
-                outside,
-                facts: &facts,
-                subsample: first.subsample.as_ref(),
-            },
-            &digest,
-        )?;
-        Ok(facts)
+        let files = self.pairs(&parts, &begun, &digest, &work)?;
+        self.commit(begun, files, &digest, summary)
     }
 
     fn pairs(
         &self,
         parts: &Parts<'_>,
-        (vocabulary, slices): (&Vocabulary, Option<&Slices>),
-        facts: &Facts,
-        target: &Target<'_>,
+        begun: &Begun<'_>,
         digest: &str,
         work: &WorkFolder,
     ) -> Result<Vec<RangeFile>, EngineError> {
         let context = &self.first().recorded.given.context;
         let kernel = KernelSettings {
             context: context.to_context()?,
-            vocabulary_size: match slices {
-                None => self.first().vocabulary_size(),
-                Some(slices) => slices.ids()?,
-            },
+            vocabulary_size: self.size(begun)?,
         };
-        let reach = reach(context, facts);
         let sources = parts.tables.len() + parts.runs.len();
         let counting = Counting {
-            threads: self.threads(kernel.vocabulary_size, vocabulary, slices, sources)?,
+            threads: self.threads(kernel.vocabulary_size, begun, sources)?,
             kernel,
             keep: None,
             block_bytes: 0,
-            ranges: match slices {
-                None => table_ranges(vocabulary, reach),
-                Some(slices) => sliced_ranges(slices, reach)?,
-            },
-            folder: target.folder("pairs"),
+            ranges: self.ranges(begun)?,
+            folder: begun.target.folder("pairs"),
             batch: digest.to_owned(),
             progress: self.progress,
             stop: self.stop,
@@ -562,19 +657,14 @@ impl Merging<'_> {
     }
 
     /// As many threads as the memory limit has room for.
-    fn threads(
-        &self,
-        size: u32,
-        vocabulary: &Vocabulary,
-        slices: Option<&Slices>,
-        sources: usize,
-    ) -> Result<usize, EngineError> {
+    fn threads(&self, size: u32, begun: &Begun<'_>, sources: usize) -> Result<usize, EngineError> {
         let a_thread =
             Accumulator::bytes_for(size) as u64 + WRITER_BYTES + READER_BYTES * sources as u64;
         let fixed = self.bases().map(|base| base.vocabulary.held_bytes() as u64);
         let of_slices = self.bases().filter_map(|base| base.slices.as_ref());
-        let of_slices = of_slices.chain(slices).map(Slices::held_bytes);
-        let fixed = fixed.sum::<u64>() + vocabulary.held_bytes() as u64 + of_slices.sum::<u64>();
+        let of_slices = of_slices.chain(&begun.slices).map(Slices::held_bytes);
+        let vocabulary = begun.vocabulary.held_bytes() as u64;
+        let fixed = fixed.sum::<u64>() + vocabulary + of_slices.sum::<u64>();
         let room = self.job.memory_limit.0.saturating_sub(fixed) / a_thread;
         if room == 0 {
             return Err(EngineError::Memory {
@@ -603,7 +693,7 @@ impl Merging<'_> {
             return Ok(done);
         }
         self.progress.phase("remap", 1, Steps::Parts);
-        let sizes = (map.len() as u32, size);
+        let sizes = (0..map.len() as u32, size);
         let buffer = usize::try_from(self.job.memory_limit.0 / 4).unwrap_or(usize::MAX);
         let done = remap(
             table,
@@ -611,7 +701,7 @@ impl Merging<'_> {
             map,
             symmetric(&part.base.recorded),
             buffer,
-            (work, &format!("remap-{index:05}")),
+            (work.path(), &format!("remap-{index:05}")),
             self.stop,
         )?;
         work.put(&manifest, &done)?;
@@ -626,14 +716,15 @@ impl Merging<'_> {
     }
 
     /// The table that gives settings and vocabulary.
-    fn first(&self) -> &Base {
+    pub(crate) fn first(&self) -> &'a Base {
         self.plan
             .target
             .as_ref()
             .unwrap_or_else(|| &self.plan.parts[0].base)
     }
 
-    fn digest(&self) -> String {
+    /// Names the merge: the same tables at the same versions have the same name.
+    pub(crate) fn digest(&self) -> String {
         let tables: Vec<_> = self
             .plan
             .parts
@@ -686,7 +777,7 @@ impl Merging<'_> {
         &self,
         target: &Target<'_>,
         digest: &str,
-    ) -> Result<(Vocabulary, Option<pmill_store::DataFile>, u64), EngineError> {
+    ) -> Result<(Vocabulary, Option<DataFile>, u64), EngineError> {
         let vocabulary = &self.plan.vocabulary;
         let mut tokens = vec![0_u64; vocabulary.len()];
         let mut documents = vec![0_u64; vocabulary.len()];

@@ -10,6 +10,12 @@ pub trait Progress: Send + Sync {
     fn advance(&self, steps: u64, rows: u64);
     /// Something that a person should know.
     fn note(&self, text: &str);
+    /// A unit failed and is tried again.
+    fn retried(&self) {}
+    /// Whether anybody sees what is told; if not, nothing is read just to tell it.
+    fn is_watched(&self) -> bool {
+        true
+    }
 }
 
 /// What a phase counts in.
@@ -29,6 +35,9 @@ impl Progress for Quiet {
     fn phase(&self, _name: &'static str, _total: u64, _unit: Unit) {}
     fn advance(&self, _steps: u64, _rows: u64) {}
     fn note(&self, _text: &str) {}
+    fn is_watched(&self) -> bool {
+        false
+    }
 }
 
 /// Set once, by Ctrl-C or by the first worker that fails; everybody looks at it.

@@ -5,6 +5,8 @@
 
 use std::fs::File;
 use std::io::BufWriter;
+use std::ops::Range;
+use std::path::Path;
 
 use pmill_count::{Compression, RowSink, RowSource, RunWriter};
 use pmill_text::Vocabulary;
@@ -15,7 +17,6 @@ use crate::error::EngineError;
 use crate::pairs_table::PairsTable;
 use crate::progress::StopFlag;
 use crate::tables::unwrap_sink;
-use crate::work::WorkFolder;
 
 /// Bytes of a pair in the buffer.
 const PAIR_BYTES: usize = 16;
@@ -72,15 +73,15 @@ pub(crate) struct Remapped {
     pub(crate) dropped_units: String,
 }
 
-/// Writes the pairs of a table as runs in the order of new ids. `symmetric`: a pair stands once,
-/// with the smaller id on the left.
+/// Writes the pairs of a range of a table's left ids as runs in the order of new ids, which are
+/// below `to_size`. `symmetric`: a pair stands once, with the smaller id on the left.
 pub(crate) fn remap(
     table: &PairsTable,
-    (from_size, to_size): (u32, u32),
+    (range, to_size): (Range<u32>, u32),
     map: &[Option<u32>],
     symmetric: bool,
     buffer_bytes: usize,
-    (work, prefix): (&WorkFolder, &str),
+    (folder, prefix): (&Path, &str),
     stop: &StopFlag,
 ) -> Result<Remapped, EngineError> {
     let room = (buffer_bytes / PAIR_BYTES).max(1 << 16);
@@ -88,7 +89,7 @@ pub(crate) fn remap(
     let mut dropped_units = 0_u128;
     let mut buffer: Vec<(u64, u64)> = Vec::new();
     let mut rows = table.rows();
-    rows.seek(0..from_size).map_err(unwrap_sink)?;
+    rows.seek(range).map_err(unwrap_sink)?;
     while let Some(left) = rows.left() {
         if stop.is_set() {
             return Err(EngineError::Interrupted);
@@ -106,12 +107,12 @@ pub(crate) fn remap(
             buffer.push(((u64::from(left) << 32) | u64::from(right), *count));
         }
         if buffer.len() >= room {
-            write_run(&mut buffer, to_size, work, prefix, &mut done)?;
+            write_run(&mut buffer, to_size, folder, prefix, &mut done)?;
         }
         rows.advance().map_err(unwrap_sink)?;
     }
     if !buffer.is_empty() {
-        write_run(&mut buffer, to_size, work, prefix, &mut done)?;
+        write_run(&mut buffer, to_size, folder, prefix, &mut done)?;
     }
     done.dropped_units = dropped_units.to_string();
     Ok(done)
@@ -120,13 +121,13 @@ pub(crate) fn remap(
 fn write_run(
     buffer: &mut Vec<(u64, u64)>,
     vocabulary_size: u32,
-    work: &WorkFolder,
+    folder: &Path,
     prefix: &str,
     done: &mut Remapped,
 ) -> Result<(), EngineError> {
     buffer.sort_unstable_by_key(|(pair, _)| *pair);
     let name = format!("{prefix}-{:05}.run", done.runs.len());
-    let path = work.path().join(&name);
+    let path = folder.join(&name);
     let io = |source| EngineError::Io {
         action: "write",
         path: path.display().to_string(),

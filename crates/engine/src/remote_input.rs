@@ -134,15 +134,16 @@ fn file(root: &Url, meta: ObjectMeta) -> InputFile {
     }
 }
 
+/// Waits for requests to an object store, from any thread.
 #[cfg(feature = "s3")]
-fn wait<T: Send + 'static>(
+pub(crate) fn wait<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, EngineError> {
     Ok(remote::wait(work)?)
 }
 
 #[cfg(not(feature = "s3"))]
-fn wait<T>(_work: impl Future<Output = T>) -> Result<T, EngineError> {
+pub(crate) fn wait<T>(_work: impl Future<Output = T>) -> Result<T, EngineError> {
     Err(EngineError::Setting(
         "object stores are not in this build".into(),
     ))

@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use arrow::array::BooleanArray;
 use arrow::buffer::BooleanBuffer;
+use serde::{Deserialize, Serialize};
 
 /// Sorted ranges of row numbers that neither overlap nor touch.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowSet(Vec<Range<u64>>);
 
 impl RowSet {

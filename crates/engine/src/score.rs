@@ -388,6 +388,17 @@ impl Scoring {
         self.files.len()
     }
 
+    /// The job.
+    pub(crate) fn name(&self) -> &JobName {
+        &self.name
+    }
+
+    /// The name of a file of `pairs`.
+    pub(crate) fn file_name(&self, number: usize) -> Option<String> {
+        let file = self.files.get(number)?;
+        Some(format!("{}/pairs/{}", self.name, file.name))
+    }
+
     /// Part of the names of the files.
     pub(crate) fn digest(&self) -> String {
         digest(&self.recorded, self.version())
@@ -485,7 +496,7 @@ impl Scoring {
 
     /// Whether the marginals are sums of the pairs.
     pub(crate) fn needs_sums(&self) -> bool {
-        self.recorded.marginals == Marginals::Pairs
+        self.recorded.needs_sums()
     }
 
     /// Marginals that are known without reading pairs; `None` when they are not.
@@ -570,6 +581,11 @@ fn counts() -> [Field; 4] {
 }
 
 impl RecordedScore {
+    /// Whether the marginals are sums of the pairs.
+    pub(crate) fn needs_sums(&self) -> bool {
+        self.marginals == Marginals::Pairs
+    }
+
     /// Columns of `pmi`.
     fn schema(&self, sliced: bool) -> SchemaRef {
         let mut fields = Vec::new();

@@ -6,6 +6,7 @@ use arrow::array::{ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::datatypes::Int64Type;
 use datafusion::prelude::SessionContext;
 use pmill_store::Job;
+use serde::{Deserialize, Serialize};
 
 use crate::error::EngineError;
 use crate::input::InputFile;
@@ -14,7 +15,7 @@ use crate::row_set::RowSet;
 use crate::session::query;
 
 /// What became of an input file, or of some of its rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum SourceStatus {
     /// It is in the counts.
     Counted,
@@ -43,7 +44,7 @@ impl SourceStatus {
 }
 
 /// One row of `sources`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SourceRow {
     /// Where the file is.
     pub uri: String,

@@ -68,6 +68,22 @@ pub fn plan(files: &[CorpusFile], unit_bytes: u64) -> Vec<Unit> {
     units
 }
 
+/// Cuts what is added, and behind it what is taken; no unit is half of both. Gives the units, and
+/// how many of them are added. A file that is taken has its number behind those that are added.
+#[must_use]
+pub fn plan_both(add: &[CorpusFile], take: &[CorpusFile], unit_bytes: u64) -> (Vec<Unit>, usize) {
+    let mut units = plan(add, unit_bytes);
+    let added = units.len();
+    for mut unit in plan(take, unit_bytes) {
+        unit.number = units.len();
+        for slice in &mut unit.slices {
+            slice.file += add.len();
+        }
+        units.push(unit);
+    }
+    (units, added)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

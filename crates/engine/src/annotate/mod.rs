@@ -15,18 +15,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use pmill_text::{FeatureExtractor, TermCount, Vocabulary, VocabularyRule};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use self::output::{AnnotatePlan, Annotated, MANIFEST, Shard};
 
 use self::columns::Added;
 use self::document::Tables;
 use self::lookup::{Lookup, Pair};
-use self::output::{Begun, Staged};
-use self::shard::Annotator;
+pub(crate) use self::output::{Begun, Staged};
+use self::shard::{Annotator, Reader};
 use crate::error::EngineError;
 use crate::expression::RowSpec;
-use crate::input;
+use crate::input::{self, InputFile};
 use crate::job::Status;
 use crate::memory::{ByteSize, peak_rss};
 use crate::progress::{Progress, StopFlag, Unit};
@@ -35,7 +35,7 @@ use crate::scan::Scanner;
 use crate::workers;
 
 /// What to annotate, with which table.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AnnotateJob {
     /// Warehouse location.
     pub warehouse: String,
@@ -102,110 +102,16 @@ pub fn annotate(
     stop: &StopFlag,
 ) -> Result<AnnotateSummary, EngineError> {
     let started = Instant::now();
-    if let Some(share) = job.quantiles.iter().find(|q| !(0.0..=1.0).contains(*q)) {
-        return Err(EngineError::Setting(format!(
-            "a quantile is 0 to 1, not {share}"
-        )));
-    }
-    if job.balance.is_some_and(|t| !(t > 0.0 && t.is_finite())) {
-        return Err(EngineError::Setting(
-            "the balance threshold must be above 0".into(),
-        ));
-    }
-    let inputs = input::expand(&job.inputs)?;
-    if inputs.is_empty() {
-        return Err(EngineError::Setting(
-            "the inputs hold no Parquet file".into(),
-        ));
-    }
-    let table = TableRows::open(&job.warehouse, &job.name, job.threads, job.memory_limit)?;
-    let scored = table.scored(&job.measure)?;
-    let text = job
-        .text
-        .clone()
-        .unwrap_or_else(|| table.counted.given.text.clone());
-    let target = match &job.target {
-        None => None,
-        Some(name) => Some(TableRows::open(
-            &job.warehouse,
-            name,
-            job.threads,
-            job.memory_limit,
-        )?),
-    };
-    let plan = AnnotatePlan {
-        program: concat!("pmill ", env!("CARGO_PKG_VERSION")).to_owned(),
-        settings: serde_json::json!({
-            "job": job.name,
-            "version": table.version(),
-            "counted": table.counted,
-            "scored": scored,
-            "text": text,
-            "quantiles": job.quantiles,
-            "keep": job.keep,
-            "target": job.target,
-            "target_version": target.as_ref().map(TableRows::version),
-            "balance": job.balance,
-            "prefix": job.prefix,
-        }),
-        inputs,
-    };
-    let summary = |status, shards: Vec<Shard>, resumed, annotating: f64| AnnotateSummary {
-        status,
-        job: job.name.clone(),
-        version: table.version(),
-        output: job.output.display().to_string(),
-        rows: shards.iter().map(|shard| shard.rows).sum(),
-        shards,
-        resumed,
-        seconds: started.elapsed().as_secs_f64(),
-        annotating_seconds: annotating,
-        peak_memory_bytes: peak_rss().map(|size| size.0),
-    };
-    let extractor = Arc::new(FeatureExtractor::new(&table.counted.given.features)?);
-    if *extractor.describe() != table.counted.features {
-        return Err(EngineError::Setting(format!(
-            "a file that the features of job `{}` are made with changed since it was counted; count again",
-            job.name
-        )));
-    }
-    // Every footer is looked at before anything is written.
-    let spec = RowSpec {
-        text,
-        ..RowSpec::default()
-    };
-    let scanner = Scanner::new(
-        table.session().context().clone(),
-        spec.clone(),
-        job.memory_limit,
-    );
-    for input in &plan.inputs {
-        table.session().wait(scanner.open(input))?;
-    }
+    let annotation = Annotation::open(job, input::expand(&job.inputs)?)?;
+    annotation.check_inputs()?;
+    let plan = annotation.plan.clone();
     let staged = match Staged::begin(&job.output, &plan, job.overwrite)? {
-        Begun::Done(done) => return Ok(summary(Status::Unchanged, done.shards, 0, 0.0)),
+        Begun::Done(done) => return Ok(annotation.unchanged(done, started)),
         Begun::Open(staged) => staged,
     };
-    let annotator = Annotator {
-        tables: tables(job, &table, target.as_ref(), &scored, progress, stop)?,
-        terms: &table.terms,
-        vocabulary: Arc::new(vocabulary(&table)?),
-        extractor: &extractor,
-        context: table.session().context(),
-        spec,
-        added: Added {
-            prefix: job.prefix.clone(),
-            measure: job.measure.clone(),
-            quantiles: job.quantiles.clone(),
-            target: target.is_some(),
-            balance: job.balance.is_some(),
-        },
-        keep: job.keep.as_deref(),
-        threads: (job.threads / plan.inputs.len()).max(1),
-        ready: Mutex::new(Vec::new()),
-        progress,
-        stop,
-    };
+    let shared = annotation.shared(progress, stop)?;
+    let threads = (job.threads / plan.inputs.len()).max(1);
+    let annotator = annotation.annotator(&shared, threads, progress, stop);
     progress.phase(
         "annotate",
         plan.inputs.iter().map(|input| input.size).sum(),
@@ -227,8 +133,7 @@ pub fn annotate(
                     shard
                 }
                 None => {
-                    let name =
-                        format!("data/train-{number:05}-of-{:05}.parquet", plan.inputs.len());
+                    let name = annotation.shard_name(number);
                     let shard = annotator.shard(input, &staged.path(&name), name)?;
                     staged.finish(number, &shard)?;
                     shard
@@ -242,20 +147,210 @@ pub fn annotate(
     if stop.is_set() {
         return Err(EngineError::Interrupted);
     }
-    let shards: Vec<Shard> = shards
-        .into_inner()
-        .unwrap_or_default()
-        .into_iter()
-        .flatten()
-        .collect();
-    if shards.len() != plan.inputs.len() {
-        return Err(EngineError::Bug("a shard was not written".into()));
-    }
-    let annotating = began.elapsed().as_secs_f64();
-    let done = Annotated { plan, shards };
-    staged.publish(&done)?;
+    let shards = shards.into_inner().unwrap_or_default();
+    let shards = shards.into_iter().flatten().collect();
     let resumed = resumed.into_inner() as u64;
-    Ok(summary(Status::Counted, done.shards, resumed, annotating))
+    annotation.publish(staged, shards, resumed, (started, began))
+}
+
+/// A scored table, and all that decides the numbers.
+pub(crate) struct Annotation {
+    job: AnnotateJob,
+    table: TableRows,
+    target: Option<TableRows>,
+    scored: crate::score::RecordedScore,
+    spec: RowSpec,
+    extractor: Arc<FeatureExtractor>,
+    pub(crate) plan: AnnotatePlan,
+}
+
+/// What all shards share, and is large.
+pub(crate) struct Shared {
+    tables: Tables,
+    vocabulary: Arc<Vocabulary>,
+    added: Added,
+    /// Encoders that nobody uses just now.
+    ready: Mutex<Vec<Reader>>,
+}
+
+impl Annotation {
+    /// Opens the tables, and plans one shard for each input.
+    pub(crate) fn open(job: &AnnotateJob, inputs: Vec<InputFile>) -> Result<Self, EngineError> {
+        if let Some(share) = job.quantiles.iter().find(|q| !(0.0..=1.0).contains(*q)) {
+            return Err(EngineError::Setting(format!(
+                "a quantile is 0 to 1, not {share}"
+            )));
+        }
+        if job.balance.is_some_and(|t| !(t > 0.0 && t.is_finite())) {
+            return Err(EngineError::Setting(
+                "the balance threshold must be above 0".into(),
+            ));
+        }
+        if inputs.is_empty() {
+            return Err(EngineError::Setting(
+                "the inputs hold no Parquet file".into(),
+            ));
+        }
+        let open =
+            |name: &str| TableRows::open(&job.warehouse, name, job.threads, job.memory_limit);
+        let table = open(&job.name)?;
+        let scored = table.scored(&job.measure)?;
+        let text = job
+            .text
+            .clone()
+            .unwrap_or_else(|| table.counted.given.text.clone());
+        let target = job.target.as_deref().map(open).transpose()?;
+        let plan = AnnotatePlan {
+            program: concat!("pmill ", env!("CARGO_PKG_VERSION")).to_owned(),
+            settings: serde_json::json!({
+                "job": job.name,
+                "version": table.version(),
+                "counted": table.counted,
+                "scored": scored,
+                "text": text,
+                "quantiles": job.quantiles,
+                "keep": job.keep,
+                "target": job.target,
+                "target_version": target.as_ref().map(TableRows::version),
+                "balance": job.balance,
+                "prefix": job.prefix,
+            }),
+            inputs,
+        };
+        let extractor = Arc::new(FeatureExtractor::new(&table.counted.given.features)?);
+        if *extractor.describe() != table.counted.features {
+            return Err(EngineError::Setting(format!(
+                "a file that the features of job `{}` are made with changed since it was counted; count again",
+                job.name
+            )));
+        }
+        Ok(Self {
+            job: job.clone(),
+            table,
+            target,
+            scored,
+            spec: RowSpec {
+                text,
+                ..RowSpec::default()
+            },
+            extractor,
+            plan,
+        })
+    }
+
+    /// Looks at every footer before anything is written.
+    pub(crate) fn check_inputs(&self) -> Result<(), EngineError> {
+        let session = self.table.session();
+        let scanner = Scanner::new(
+            session.context().clone(),
+            self.spec.clone(),
+            self.job.memory_limit,
+        );
+        for input in &self.plan.inputs {
+            session.wait(scanner.open(input))?;
+        }
+        Ok(())
+    }
+
+    /// Reads what all shards share.
+    pub(crate) fn shared(
+        &self,
+        progress: &dyn Progress,
+        stop: &StopFlag,
+    ) -> Result<Shared, EngineError> {
+        let (job, target) = (&self.job, self.target.as_ref());
+        Ok(Shared {
+            tables: tables(job, &self.table, target, &self.scored, progress, stop)?,
+            vocabulary: Arc::new(vocabulary(&self.table)?),
+            added: Added {
+                prefix: job.prefix.clone(),
+                measure: job.measure.clone(),
+                quantiles: job.quantiles.clone(),
+                target: target.is_some(),
+                balance: job.balance.is_some(),
+            },
+            ready: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Makes shards, each with so many threads.
+    pub(crate) fn annotator<'a>(
+        &'a self,
+        shared: &'a Shared,
+        threads: usize,
+        progress: &'a dyn Progress,
+        stop: &'a StopFlag,
+    ) -> Annotator<'a> {
+        Annotator {
+            tables: &shared.tables,
+            terms: &self.table.terms,
+            vocabulary: &shared.vocabulary,
+            extractor: &self.extractor,
+            context: self.table.session().context(),
+            spec: &self.spec,
+            added: &shared.added,
+            keep: self.job.keep.as_deref(),
+            threads,
+            ready: &shared.ready,
+            progress,
+            stop,
+        }
+    }
+
+    /// The name of a shard inside the output.
+    pub(crate) fn shard_name(&self, number: usize) -> String {
+        let all = self.plan.inputs.len();
+        format!("data/train-{number:05}-of-{all:05}.parquet")
+    }
+
+    /// The summary of an output that is there already.
+    pub(crate) fn unchanged(&self, done: Annotated, started: Instant) -> AnnotateSummary {
+        self.summary(Status::Unchanged, done.shards, 0, (started, started))
+    }
+
+    /// Makes the output visible.
+    pub(crate) fn publish(
+        &self,
+        staged: Staged,
+        shards: Vec<Shard>,
+        resumed: u64,
+        times: (Instant, Instant),
+    ) -> Result<AnnotateSummary, EngineError> {
+        if shards.len() != self.plan.inputs.len() {
+            return Err(EngineError::Bug("a shard was not written".into()));
+        }
+        let summary = self.summary(Status::Counted, shards.clone(), resumed, times);
+        staged.publish(&Annotated {
+            plan: self.plan.clone(),
+            shards,
+        })?;
+        Ok(summary)
+    }
+
+    fn summary(
+        &self,
+        status: Status,
+        shards: Vec<Shard>,
+        resumed: u64,
+        (started, began): (Instant, Instant),
+    ) -> AnnotateSummary {
+        let annotating_seconds = match status {
+            Status::Counted => began.elapsed().as_secs_f64(),
+            Status::Unchanged => 0.0,
+        };
+        AnnotateSummary {
+            status,
+            job: self.job.name.clone(),
+            version: self.table.version(),
+            output: self.job.output.display().to_string(),
+            rows: shards.iter().map(|shard| shard.rows).sum(),
+            shards,
+            resumed,
+            seconds: started.elapsed().as_secs_f64(),
+            annotating_seconds,
+            peak_memory_bytes: peak_rss().map(|size| size.0),
+        }
+    }
 }
 
 /// The vocabulary with the ids of the table.

@@ -155,6 +155,11 @@ impl Staged {
         self.part.join(name)
     }
 
+    /// Where units of it are planned.
+    pub(crate) fn units(&self) -> PathBuf {
+        self.part.join("units")
+    }
+
     /// A shard that was finished before, if it is whole.
     pub(crate) fn done(&self, number: usize) -> Result<Option<Shard>, EngineError> {
         let Some(shard) = self.work.get::<Shard>(&format!("done-{number:05}.json"))? else {

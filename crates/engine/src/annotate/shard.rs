@@ -34,19 +34,19 @@ use crate::workers;
 const BATCH_BYTES: u64 = 8 << 20;
 
 /// What all shards share.
-pub(super) struct Annotator<'a> {
-    pub(super) tables: Tables,
+pub(crate) struct Annotator<'a> {
+    pub(super) tables: &'a Tables,
     pub(super) terms: &'a StringArray,
-    pub(super) vocabulary: Arc<Vocabulary>,
+    pub(super) vocabulary: &'a Arc<Vocabulary>,
     pub(super) extractor: &'a Arc<FeatureExtractor>,
     pub(super) context: &'a SessionContext,
-    pub(super) spec: RowSpec,
-    pub(super) added: Added,
+    pub(super) spec: &'a RowSpec,
+    pub(super) added: &'a Added,
     pub(super) keep: Option<&'a [String]>,
     /// Threads of one file.
     pub(super) threads: usize,
     /// Encoders that nobody uses just now; each knows the words that it has met.
-    pub(super) ready: Mutex<Vec<Reader>>,
+    pub(super) ready: &'a Mutex<Vec<Reader>>,
     pub(super) progress: &'a dyn Progress,
     pub(super) stop: &'a StopFlag,
 }
@@ -87,7 +87,7 @@ struct Source {
 
 impl Annotator<'_> {
     /// Annotates one file.
-    pub(super) fn shard(
+    pub(crate) fn shard(
         &self,
         input: &InputFile,
         path: &Path,
@@ -228,7 +228,7 @@ impl Annotator<'_> {
 
     fn source(&self, input: &InputFile, schema: &SchemaRef) -> Result<Source, EngineError> {
         let plan =
-            RowPlan::resolve(self.context, &self.spec, schema, Clone::clone).map_err(|fault| {
+            RowPlan::resolve(self.context, self.spec, schema, Clone::clone).map_err(|fault| {
                 EngineError::BadFile {
                     file: input.display(),
                     fault,
@@ -335,7 +335,7 @@ impl Annotator<'_> {
         .map_err(fault)?;
         let ready = self.ready.lock().ok().and_then(|mut ready| ready.pop());
         let mut reader = ready.unwrap_or_else(|| Reader {
-            encoder: IdEncoder::new(self.extractor, &self.vocabulary),
+            encoder: IdEncoder::new(self.extractor, self.vocabulary),
             ids: Vec::new(),
             ends: Vec::new(),
             scratch: Scratch::default(),

@@ -156,6 +156,13 @@ impl<'a> Known<'a> {
     }
 }
 
+/// What is counted again must have been counted.
+pub(super) fn nothing_to_recount(name: &str) -> EngineError {
+    EngineError::Setting(format!(
+        "there is no job `{name}` yet, so there is nothing to count again"
+    ))
+}
+
 /// What has to be taken out for a file that is counted again.
 fn old_content(base: &Base, row: &SourceRow, recount: &Recount) -> Result<Taken, EngineError> {
     let Some(old) = &recount.old else {

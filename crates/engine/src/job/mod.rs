@@ -260,21 +260,13 @@ pub fn recount(
     let inputs = input::expand(&named)?;
     let applied = apply(job, progress, stop, |base| match base {
         Some(base) => existing::batch(base, &inputs, recounts),
-        None if !recounts.is_empty() => Err(EngineError::Setting(format!(
-            "there is no job `{}` yet, so there is nothing to count again",
-            job.name
-        ))),
+        None if !recounts.is_empty() => Err(existing::nothing_to_recount(&job.name)),
         None => Ok(Batch {
             add: inputs.clone(),
             taken: Vec::new(),
         }),
     })?;
-    Ok(match applied {
-        Applied::Unchanged { version, facts } => {
-            CountSummary::unchanged(&job.name, version, &facts, inputs.len(), started)
-        }
-        Applied::Changed(done) => CountSummary::counted(&job.name, *done, started),
-    })
+    Ok(CountSummary::of(&job.name, applied, inputs.len(), started))
 }
 
 /// What [`apply`] came to.

@@ -34,6 +34,8 @@ pub(super) struct Corpus {
     pub(super) dictionaries: Vec<StoredDictionary>,
     /// By dictionary: the slice that is in it. Empty without slices.
     pub(super) slices: Vec<SliceFacts>,
+    /// How many of them are added, where units do not tell.
+    pub(super) added_dictionaries: Option<usize>,
     /// By provisional id, when the vocabulary was given: what is added, and what is taken.
     pub(super) counts: Option<[Sums; 2]>,
     pub(super) tallies: Vec<FileTally>,
@@ -110,6 +112,7 @@ impl Run<'_> {
                 units: Vec::new(),
                 dictionaries: Vec::new(),
                 slices: Vec::new(),
+                added_dictionaries: None,
                 counts: given.map(|v| [Sums::of(v.len()), Sums::of(v.len())]),
                 tallies: vec![FileTally::default(); self.files.len()],
                 bad: bad.clone(),
@@ -183,16 +186,25 @@ impl Run<'_> {
 }
 
 impl Corpus {
-    /// A corpus of which just the terms are known, or their counts.
-    pub(super) fn of_terms(dictionaries: Vec<StoredDictionary>, counts: Option<Sums>) -> Self {
+    /// A corpus of which just the terms are known: what is added, and what is taken.
+    pub(super) fn of_terms(mut added: Vec<StoredDictionary>, taken: Vec<StoredDictionary>) -> Self {
+        let added_dictionaries = Some(added.len());
+        added.extend(taken);
+        Self {
+            added_dictionaries,
+            dictionaries: added,
+            ..Self::of_counts(None)
+        }
+    }
+
+    /// A corpus of which just the counts of given terms are known.
+    pub(super) fn of_counts(counts: Option<[Sums; 2]>) -> Self {
         Self {
             units: Vec::new(),
-            dictionaries,
+            dictionaries: Vec::new(),
+            added_dictionaries: None,
             slices: Vec::new(),
-            counts: counts.map(|added| {
-                let taken = Sums::of(added.tokens.len());
-                [added, taken]
-            }),
+            counts,
             tallies: Vec::new(),
             bad: Vec::new(),
         }

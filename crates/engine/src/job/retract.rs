@@ -77,7 +77,10 @@ pub struct RetractSummary {
 
 impl RetractJob {
     /// The count job whose settings are those of the table.
-    fn counting(&self) -> Result<CountJob, EngineError> {
+    ///
+    /// # Errors
+    /// When there is no such job.
+    pub fn counting(&self) -> Result<CountJob, EngineError> {
         let warehouse = Warehouse::open(&self.warehouse)?;
         let session = Session::new(1, self.memory_limit, None)?;
         let job = session.wait(Job::open_existing(&warehouse, &JobName::new(&self.name)?))?;
@@ -205,42 +208,67 @@ pub fn retract(
     progress: &dyn Progress,
     stop: &StopFlag,
 ) -> Result<RetractSummary, EngineError> {
-    let started = Instant::now();
     let counting = job.counting()?;
-    let mut notes = Vec::new();
-    let mut files = 0;
-    let applied = apply(&counting, progress, stop, |base| {
+    let mut retracting = Retracting::new(job);
+    let applied = apply(&counting, progress, stop, |base| retracting.decide(base))?;
+    Ok(retracting.summary(applied))
+}
+
+/// A retraction under way.
+pub(super) struct Retracting<'a> {
+    job: &'a RetractJob,
+    started: Instant,
+    files: u64,
+    notes: Vec<String>,
+}
+
+impl<'a> Retracting<'a> {
+    pub(super) fn new(job: &'a RetractJob) -> Self {
+        Self {
+            job,
+            started: Instant::now(),
+            files: 0,
+            notes: Vec::new(),
+        }
+    }
+
+    /// What leaves the job.
+    pub(super) fn decide(&mut self, base: Option<&Base>) -> Result<Batch, EngineError> {
         let Some(base) = base else {
             return Err(EngineError::Bug("the job is gone".into()));
         };
-        let taken = job.find(base, &mut notes)?;
-        files = taken.len() as u64;
+        let taken = self.job.find(base, &mut self.notes)?;
+        self.files = taken.len() as u64;
         Ok(Batch {
             add: Vec::new(),
             taken,
         })
-    })?;
-    let (status, version, facts, taken) = match applied {
-        Applied::Unchanged { version, facts } => {
-            notes.push("there was nothing to take out; nothing changed".into());
-            ("unchanged", version, facts, Default::default())
+    }
+
+    pub(super) fn summary(self, applied: Applied) -> RetractSummary {
+        let mut notes = self.notes;
+        let (status, version, facts, taken) = match applied {
+            Applied::Unchanged { version, facts } => {
+                notes.push("there was nothing to take out; nothing changed".into());
+                ("unchanged", version, facts, Default::default())
+            }
+            Applied::Changed(done) => {
+                notes.extend(done.notes);
+                ("retracted", done.version, done.facts, done.taken)
+            }
+        };
+        RetractSummary {
+            status,
+            job: self.job.name.clone(),
+            version,
+            files: self.files,
+            rows: taken.rows,
+            tokens: taken.tokens,
+            pairs: facts.pairs,
+            total_rows: facts.rows,
+            seconds: self.started.elapsed().as_secs_f64(),
+            peak_memory_bytes: peak_rss().map(|size| size.0),
+            notes,
         }
-        Applied::Changed(done) => {
-            notes.extend(done.notes);
-            ("retracted", done.version, done.facts, done.taken)
-        }
-    };
-    Ok(RetractSummary {
-        status,
-        job: job.name.clone(),
-        version,
-        files,
-        rows: taken.rows,
-        tokens: taken.tokens,
-        pairs: facts.pairs,
-        total_rows: facts.rows,
-        seconds: started.elapsed().as_secs_f64(),
-        peak_memory_bytes: peak_rss().map(|size| size.0),
-        notes,
-    })
+    }
 }

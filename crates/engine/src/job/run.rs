@@ -189,15 +189,7 @@ impl Run<'_> {
 
     fn plan_units(&self) -> Vec<Unit> {
         let (add, take) = self.files.split_at(self.added_files());
-        let mut units = units::plan(add, self.budget.unit_bytes());
-        for mut unit in units::plan(take, self.budget.unit_bytes()) {
-            unit.number = units.len();
-            for slice in &mut unit.slices {
-                slice.file += add.len();
-            }
-            units.push(unit);
-        }
-        units
+        units::plan_both(add, take, self.budget.unit_bytes()).0
     }
 
     /// Names the plan: the same inputs, settings and cut, on the same version, have the same name.

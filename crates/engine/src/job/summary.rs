@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::run::Done;
-use super::{CountSummary, Facts, Status};
+use super::{Applied, CountSummary, Facts, Status};
 use crate::memory::peak_rss;
 
 impl CountSummary {
@@ -31,14 +31,18 @@ impl CountSummary {
         }
     }
 
+    /// Of what came of `files` inputs.
+    pub(super) fn of(job: &str, applied: Applied, files: usize, started: Instant) -> Self {
+        match applied {
+            Applied::Unchanged { version, facts } => {
+                Self::unchanged(job, version, &facts, files, started)
+            }
+            Applied::Changed(done) => Self::counted(job, *done, started),
+        }
+    }
+
     /// Of a job that has all `files` already.
-    pub(super) fn unchanged(
-        job: &str,
-        version: u64,
-        facts: &Facts,
-        files: usize,
-        started: Instant,
-    ) -> Self {
+    fn unchanged(job: &str, version: u64, facts: &Facts, files: usize, started: Instant) -> Self {
         Self {
             version,
             rows: facts.rows,
@@ -56,7 +60,7 @@ impl CountSummary {
     }
 
     /// Of a job with a new version.
-    pub(super) fn counted(job: &str, done: Done, started: Instant) -> Self {
+    fn counted(job: &str, done: Done, started: Instant) -> Self {
         Self {
             status: Status::Counted,
             version: done.version,

@@ -1,6 +1,6 @@
 //! What is taken out of a job: whole files, or rows of them.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::base::Base;
 use crate::error::EngineError;
@@ -10,7 +10,7 @@ use crate::row_set::RowSet;
 use crate::sources::{SourceRow, SourceStatus};
 
 /// A file, or some of its rows, to be counted and taken away.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Taken {
     /// Where the bytes are that were counted.
     pub(crate) at: InputFile,

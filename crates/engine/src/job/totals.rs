@@ -224,10 +224,13 @@ impl Run<'_> {
         &self,
         corpus: &'a Corpus,
     ) -> (&'a [StoredDictionary], &'a [StoredDictionary]) {
-        let cut = corpus
-            .units
-            .get(self.added_units())
-            .map_or(corpus.dictionaries.len(), |unit| unit.dictionaries.start);
+        let by_units = || {
+            corpus
+                .units
+                .get(self.added_units())
+                .map_or(corpus.dictionaries.len(), |unit| unit.dictionaries.start)
+        };
+        let cut = corpus.added_dictionaries.unwrap_or_else(by_units);
         corpus.dictionaries.split_at(cut)
     }
 }

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::folder::{PlanFolder, io, names, put_new, read};
+use super::folder::{PlanFolder, names, put_new, read};
+use super::place::remove_file;
 use super::spec::{Failure, UnitSpec, may_pass};
 use crate::error::{EngineError, Kind};
 
@@ -15,7 +16,7 @@ pub(super) struct Mark(PathBuf);
 impl Drop for Mark {
     fn drop(&mut self) {
         // A mark that stays is counted as a death: an attempt more of few, nothing worse.
-        let _ = std::fs::remove_file(&self.0);
+        let _ = remove_file(&self.0);
     }
 }
 
@@ -61,7 +62,13 @@ impl PlanFolder {
 
     /// Writes down why an attempt failed. Where that cannot be written, the error itself is what
     /// is left.
-    pub(super) fn failed(&self, spec: &UnitSpec, attempt: &str, error: &EngineError) {
+    pub(super) fn failed(
+        &self,
+        spec: &UnitSpec,
+        attempt: &str,
+        error: &EngineError,
+        inputs: Vec<String>,
+    ) {
         let at_ms = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |elapsed| elapsed.as_millis() as u64);
@@ -70,7 +77,7 @@ impl PlanFolder {
             message: chain(error),
             again: may_pass(error),
             user: error.kind() == Kind::User,
-            inputs: spec.work.inputs(),
+            inputs,
             epoch: spec.epoch,
             process: std::process::id(),
             at_ms,
@@ -110,13 +117,7 @@ impl PlanFolder {
     pub(super) fn forget_attempts(&self) -> Result<(), EngineError> {
         for folder in [self.attempts(), self.failures()] {
             for name in names(&folder)? {
-                let path = folder.join(name);
-                match std::fs::remove_file(&path) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(io("remove", &path, error));
-                    }
-                    _ => {}
-                }
+                remove_file(&folder.join(name))?;
             }
         }
         Ok(())

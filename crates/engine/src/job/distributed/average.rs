@@ -294,7 +294,8 @@ impl UnitWorker {
         if let Err(error) = &result
             && !matches!(error, EngineError::Interrupted)
         {
-            folder.failed(spec, &attempt, error);
+            // The error names the snapshot itself.
+            folder.failed(spec, &attempt, error, Vec::new());
         }
         result
     }

@@ -1,13 +1,13 @@
 //! The end: every unit and range has its manifest, and the tables become visible as one version.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
 
 use pmill_store::{Job, JobName, Warehouse};
 
 use super::drive::terms_names;
-use super::folder::{PlanFolder, bring, remove};
-use super::plan::{PlanHeader, PlanUnit};
+use super::folder::{PlanFolder, bring, io, remove};
+use super::plan::{PlanHeader, PlanUnit, UnitFile};
 use super::spec::{RUNS, RunsList, TermsDone, VOCABULARY, VocabularyDone};
 use super::vocabulary::read_vocabulary;
 use crate::budget::Budget;
@@ -19,7 +19,7 @@ use crate::job::commit::Changes;
 use crate::job::existing::Known;
 use crate::job::prepared::Prepared;
 use crate::job::run::{Done, Run, change, come_again, units_of, why_empty};
-use crate::job::{CountJob, CountSummary};
+use crate::job::{Applied, CountJob, CountSummary};
 use crate::memory::ByteSize;
 use crate::progress::{Progress, StopFlag};
 use crate::read::FileTally;
@@ -61,7 +61,9 @@ pub fn commit(
             return match base {
                 Some(job) => {
                     let base = Base::of(&session, &opened, job)?;
-                    Ok(committed(&job_name, &base, started))
+                    let counted = |row: &&SourceRow| row.status != SourceStatus::Retracted;
+                    let files = base.sources.iter().filter(counted).count();
+                    Ok(CountSummary::of(name, committed(&base), files, started))
                 }
                 None => Err(EngineError::Setting(format!(
                     "there is nothing to commit: no shard of job `{name}` has begun in `{}`",
@@ -81,15 +83,16 @@ pub fn commit(
         .ok_or_else(|| EngineError::NotNow("the plan has not been written yet".into()))?;
     let mut job = header.job(memory_limit, threads);
     job.warehouse = warehouse.to_owned();
-    commit_plan(folder, &job, progress, stop, started)
+    let applied = commit_plan(folder, &job, progress, stop)?;
+    Ok(CountSummary::of(name, applied, header.files, started))
 }
 
 /// The job had been committed: nothing changes.
-fn committed(name: &JobName, base: &Base, started: Instant) -> CountSummary {
-    let counted = |row: &&SourceRow| row.status != SourceStatus::Retracted;
-    let files = base.sources.iter().filter(counted).count();
-    let version = base.job.pairs.version();
-    CountSummary::unchanged(name.as_str(), version, &base.facts, files, started)
+fn committed(base: &Base) -> Applied {
+    Applied::Unchanged {
+        version: base.job.pairs.version(),
+        facts: base.facts.clone(),
+    }
 }
 
 /// What all units left, checked to be whole.
@@ -132,10 +135,10 @@ fn gather(folder: &PlanFolder, units: &[PlanUnit]) -> Result<Gathered, EngineErr
         }
     }
     let rows: u64 = tallies.values().map(|tally| tally.rows).sum();
-    if rows != vocabulary.added.rows {
+    let made_from = vocabulary.added.rows + vocabulary.taken.rows;
+    if rows != made_from {
         return Err(EngineError::Bug(format!(
-            "the vocabulary was made from {} rows, and the units have {rows}",
-            vocabulary.added.rows
+            "the vocabulary was made from {made_from} rows, and the units have {rows}"
         )));
     }
     Ok(Gathered {
@@ -151,8 +154,7 @@ pub(super) fn commit_plan(
     job: &CountJob,
     progress: &dyn Progress,
     stop: &StopFlag,
-    started: Instant,
-) -> Result<CountSummary, EngineError> {
+) -> Result<Applied, EngineError> {
     let header = PlanHeader::read(folder)?
         .ok_or_else(|| EngineError::NotNow("the plan has not been written yet".into()))?;
     let name = JobName::new(&header.name)?;
@@ -162,7 +164,7 @@ pub(super) fn commit_plan(
     let session = Session::new(job.threads, job.memory_limit, None)?;
     let base = Base::open(&session, &warehouse, &name)?;
     let version = base.as_ref().map(|base| base.job.pairs.version());
-    let summary = match &base {
+    let applied = match &base {
         Some(base) if version != header.base => {
             if !is_in(base, &header, &units) {
                 return Err(EngineError::NotNow(format!(
@@ -173,7 +175,7 @@ pub(super) fn commit_plan(
                         .map_or("none".into(), |version| version.to_string()),
                 )));
             }
-            committed(&name, base, started)
+            committed(base)
         }
         _ => {
             let gathered = gather(folder, &units)?;
@@ -190,8 +192,7 @@ pub(super) fn commit_plan(
                 base: base.as_ref(),
             };
             commit.move_tables(&gathered)?;
-            let done = commit.make(session, gathered, progress, stop)?;
-            CountSummary::counted(name.as_str(), done, started)
+            Applied::Changed(Box::new(commit.make(session, gathered, progress, stop)?))
         }
     };
     let session = Session::new(1, crate::memory::SMALLEST_LIMIT, None)?;
@@ -199,19 +200,24 @@ pub(super) fn commit_plan(
     if let Some(plans) = folder.path().parent() {
         remove(plans)?;
     }
-    Ok(summary)
+    Ok(applied)
 }
 
-/// Whether all files of a plan are in the job: then it was this plan that was committed.
+/// Whether all files of a plan are in the job, and what it takes is out: then it was this plan that
+/// was committed.
 fn is_in(base: &Base, header: &PlanHeader, units: &[PlanUnit]) -> bool {
     let known = Known::of(base);
     let skipped = header.skipped.iter().map(|(file, _)| file);
     let files = units.iter().flat_map(|unit| &unit.files);
-    files
+    let added = files
+        .filter(|file| file.index < header.files)
         .map(|file| &file.input)
         .chain(skipped)
         .chain(&header.empty)
-        .all(|file| known.find(&file.uri).is_some_and(|row| row.is(file)))
+        .all(|file| known.find(&file.uri).is_some_and(|row| row.is(file)));
+    // The rows that tell of it bear the plan's name. One may stand under a file that came again.
+    let batches: HashSet<&str> = base.sources.iter().map(|row| row.batch.as_str()).collect();
+    added && (header.taken.is_empty() || batches.contains(header.digest.as_str()))
 }
 
 struct Commit<'a> {
@@ -230,12 +236,8 @@ impl Commit<'_> {
         let pairs = gathered.ranges.iter().map(|range| ("pairs", &range.file));
         let outside = gathered.vocabulary.outside.iter();
         for (table, file) in pairs.chain(outside.map(|file| ("outside", file))) {
-            let Some(target) = self.warehouse.table_folder(self.name, table).1 else {
-                return Err(EngineError::Bug(
-                    "the warehouse is not on this machine".into(),
-                ));
-            };
-            bring(self.folder, file, &target)?;
+            let target = self.warehouse.table_folder(self.name, table).1;
+            bring(self.folder, file, target.as_deref())?;
         }
         Ok(())
     }
@@ -262,8 +264,10 @@ impl Commit<'_> {
             .filter_map(|row| row.message.as_deref())
             .collect();
         let made = gathered.vocabulary;
-        let vocabulary = read_vocabulary(self.folder, &made)?;
-        let dropped_features = gathered.runs.dropped_features;
+        let scratch =
+            tempfile::tempdir().map_err(|source| io("create", &std::env::temp_dir(), source))?;
+        let vocabulary = read_vocabulary(self.folder, &made, scratch.path())?;
+        let [dropped_features, taken_dropped] = gathered.runs.dropped_features;
         let mut facts = made.facts;
         facts.pairs = gathered.ranges.iter().map(|file| file.pairs).sum();
         facts.units = units_of(&gathered.ranges).to_string();
@@ -271,7 +275,7 @@ impl Commit<'_> {
             "dropped features",
             facts.dropped_features,
             dropped_features,
-            0,
+            taken_dropped,
         )?;
         let files = self.inputs().count() as u64 - skipped.len() as u64;
         let mut notes = match self.base {
@@ -283,6 +287,7 @@ impl Commit<'_> {
             notes.push(why_empty(self.base.is_some(), files, &facts));
         }
         let skipped = skipped.len() as u64;
+        let runs = gathered.runs.runs.iter().chain(&gathered.runs.taken);
         let run = Run {
             job: self.job,
             name: self.name,
@@ -312,18 +317,24 @@ impl Commit<'_> {
             files,
             skipped,
             added: made.added,
-            taken: FileTally::default(),
+            taken: made.taken,
             outside: made.added.tokens - made.inside.min(made.added.tokens),
             dropped_features,
             units: self.units.len() as u64,
-            spilled_bytes: gathered.runs.runs.iter().map(|run| run.bytes).sum(),
+            spilled_bytes: runs.map(|run| run.bytes).sum(),
             notes,
         })
     }
 
-    /// The files of the plan, each once.
-    fn inputs(&self) -> impl Iterator<Item = &InputFile> {
+    /// The parts of files that the plan adds.
+    fn added_files(&self) -> impl Iterator<Item = &UnitFile> {
         let files = self.units.iter().flat_map(|unit| &unit.files);
+        files.filter(|file| file.index < self.header.files)
+    }
+
+    /// The files that the plan adds, each once.
+    fn inputs(&self) -> impl Iterator<Item = &InputFile> {
+        let files = self.added_files();
         let read: BTreeMap<usize, &InputFile> =
             files.map(|file| (file.index, &file.input)).collect();
         let skipped = self.header.skipped.iter().map(|(file, _)| file);
@@ -351,7 +362,7 @@ impl Commit<'_> {
             let row = SourceRow::counted(file, FileTally::default(), digest);
             new.insert(&file.uri, row);
         }
-        for file in self.units.iter().flat_map(|unit| &unit.files) {
+        for file in self.added_files() {
             new.entry(&file.input.uri)
                 .or_insert_with(|| match bad.get(&file.index) {
                     Some(reason) => SourceRow::skipped(&file.input, (*reason).clone(), digest),
@@ -361,11 +372,16 @@ impl Commit<'_> {
                     }
                 });
         }
-        let before = self.base.map_or(&[][..], |base| &base.sources[..]);
-        let kept = before
-            .iter()
-            .filter(|row| !new.contains_key(row.uri.as_str()));
-        let mut rows: Vec<SourceRow> = kept.cloned().collect();
+        let mut rows = self
+            .base
+            .map(|base| base.sources.clone())
+            .unwrap_or_default();
+        for (index, taken) in self.header.taken.iter().enumerate() {
+            let tally = gathered.tallies.get(&(self.header.files + index));
+            taken.record(&mut rows, tally.copied().unwrap_or_default(), digest);
+        }
+        // A file that comes (again) stands in place of what was known of it.
+        rows.retain(|row| !new.contains_key(row.uri.as_str()));
         rows.extend(new.into_values());
         rows
     }

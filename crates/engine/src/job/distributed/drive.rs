@@ -5,24 +5,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pmill_store::{JobName, Warehouse};
+use pmill_store::{DataFile, JobName, Warehouse};
 use pmill_text::FeatureExtractor;
 
+use super::annotate::AnnotateDone;
 use super::commit::commit_plan;
 use super::fold::FAN_IN;
-use super::folder::{PlanFolder, claim_epoch, names, superseded};
+use super::folder::{PlanFolder, claim_epoch, names, remove, superseded};
 use super::plan::{self, NewPlan, PROTOCOL, PlanHeader, PlanUnit};
+use super::reduce::{COMBINED, MOST_RUNS};
 use super::spec::{
     CountDone, RUNS, RunsList, TermsDone, UnitSpec, VOCABULARY, VocabularyDone, Work, terms_name,
 };
 use super::worker::UnitWorker;
+use crate::counting::RangeFile;
 use crate::error::EngineError;
 use crate::input;
 use crate::job::base::Base;
-use crate::job::existing;
+use crate::job::existing::{self, Batch, Recount, nothing_to_recount};
 use crate::job::prepared::Prepared;
-use crate::job::{CountJob, CountSummary};
+use crate::job::retract::Retracting;
+use crate::job::{Applied, CountJob, CountSummary, RetractJob, RetractSummary};
 use crate::progress::{Progress, StopFlag, Unit as Steps};
+use crate::read::FileTally;
 use crate::session::Session;
 use crate::settings::RecordedSettings;
 
@@ -37,12 +42,20 @@ pub enum Phase {
     Fold,
     /// Units are counted.
     Count,
+    /// The runs of many units are summed.
+    Combine,
     /// Ranges are summed.
     Reduce,
     /// Files of pairs are summed.
     Sum,
     /// Files of pairs are scored.
     Score,
+    /// Input files are annotated.
+    Annotate,
+    /// Pairs of tables are brought to other ids.
+    Remap,
+    /// Tables are summed.
+    Merge,
 }
 
 impl Phase {
@@ -54,9 +67,13 @@ impl Phase {
             Self::Terms => "terms",
             Self::Fold => "fold",
             Self::Count => "count",
+            Self::Combine => "combine",
             Self::Reduce => "reduce",
             Self::Sum => "sum",
             Self::Score => "score",
+            Self::Annotate => "annotate",
+            Self::Remap => "remap",
+            Self::Merge => "merge",
         }
     }
 }
@@ -109,16 +126,59 @@ pub struct Drive<'a> {
 }
 
 impl Drive<'_> {
-    /// Runs the job to its commit (or, when it does not drive, to the end of its share: `None`).
+    /// Counts to the commit (or, when it does not drive, to the end of its share: `None`); what
+    /// some files held when they were counted before is taken out.
     ///
     /// # Errors
     /// Whatever is wrong with settings, inputs or units; a driver that started later.
-    pub fn run(&self, runner: &mut dyn Runner) -> Result<Option<CountSummary>, EngineError> {
+    pub fn run(
+        &self,
+        recounts: &[Recount],
+        runner: &mut dyn Runner,
+    ) -> Result<Option<CountSummary>, EngineError> {
         let started = Instant::now();
+        let job = self.job;
+        let mut named = job.inputs.clone();
+        named.extend(recounts.iter().map(|recount| recount.file.clone()));
+        let inputs = input::expand(&named)?;
+        let applied = self.apply(runner, |base| match base {
+            Some(base) => existing::batch(base, &inputs, recounts),
+            None if !recounts.is_empty() => Err(nothing_to_recount(&job.name)),
+            None => Ok(Batch {
+                add: inputs.clone(),
+                taken: Vec::new(),
+            }),
+        })?;
+        Ok(applied.map(|applied| CountSummary::of(&job.name, applied, inputs.len(), started)))
+    }
+
+    /// Takes files, or rows of them, out of the job, as [`retract`](crate::job::retract()); the
+    /// settings of [`Self::job`] are those of the table ([`RetractJob::counting`]).
+    ///
+    /// # Errors
+    /// As [`retract`](crate::job::retract()), and as [`Self::run`].
+    pub fn retract(
+        &self,
+        retract: &RetractJob,
+        runner: &mut dyn Runner,
+    ) -> Result<RetractSummary, EngineError> {
+        let mut taking = Retracting::new(retract);
+        let applied = self.apply(runner, |base| taking.decide(base))?;
+        let applied =
+            applied.ok_or_else(|| EngineError::Bug("the driver did not commit".into()))?;
+        Ok(taking.summary(applied))
+    }
+
+    /// Makes the next version of the job from what `decide` says, as the function of the same name
+    /// does in process. `None`: the share of a process that does not drive is done.
+    fn apply(
+        &self,
+        runner: &mut dyn Runner,
+        decide: impl FnOnce(Option<&Base>) -> Result<Batch, EngineError>,
+    ) -> Result<Option<Applied>, EngineError> {
         let job = self.job;
         let name = JobName::new(&job.name)?;
         let warehouse = Warehouse::open(&job.warehouse)?;
-        let inputs = input::expand(&job.inputs)?;
         let extractor = Arc::new(FeatureExtractor::new(&job.settings.features)?);
         let recorded = RecordedSettings::resolve(&job.settings, &extractor)?;
         let prepared = Prepared {
@@ -131,23 +191,22 @@ impl Drive<'_> {
             recorded,
         };
         let base = Base::open(&prepared.session, &warehouse, &name)?;
-        let add = match &base {
-            None => inputs,
-            Some(base) => {
-                existing::same_settings(name.as_str(), &prepared.recorded, &base.recorded)?;
-                let add = existing::batch(base, &inputs, &[])?.add;
-                if add.is_empty() {
-                    return Ok(Some(CountSummary::unchanged(
-                        name.as_str(),
-                        base.job.pairs.version(),
-                        &base.facts,
-                        inputs.len(),
-                        started,
-                    )));
-                }
-                add
+        if let Some(base) = &base {
+            existing::same_settings(name.as_str(), &prepared.recorded, &base.recorded)?;
+        }
+        let batch = decide(base.as_ref())?;
+        if let Some(base) = &base
+            && batch.is_empty()
+        {
+            let version = base.job.pairs.version();
+            if self.drives {
+                clear_committed(&warehouse, &name, version, &prepared.session)?;
             }
-        };
+            return Ok(Some(Applied::Unchanged {
+                version,
+                facts: base.facts.clone(),
+            }));
+        }
         let base = base.map(|base| base.job.pairs.version());
         let plans = PlanFolder::of_job(&warehouse, &name)?;
         let epoch = if self.drives { claim_epoch(&plans)? } else { 0 };
@@ -157,7 +216,7 @@ impl Drive<'_> {
         let new = NewPlan {
             job,
             prepared: &prepared,
-            inputs: &add,
+            batch: &batch,
             unit_bytes: self.unit_bytes,
             warehouse: warehouse.url().as_str(),
             base,
@@ -174,6 +233,7 @@ impl Drive<'_> {
         let steps = Stages {
             drive: self,
             units: header.units(&folder)?,
+            header,
             plans,
             folder,
             epoch,
@@ -184,7 +244,7 @@ impl Drive<'_> {
         if superseded(&steps.plans, epoch) {
             return Err(taken_over());
         }
-        commit_plan(&steps.folder, job, self.progress, self.stop, started).map(Some)
+        commit_plan(&steps.folder, job, self.progress, self.stop).map(Some)
     }
 
     /// Waits until something is there, but no longer than `patience`.
@@ -207,6 +267,30 @@ impl Drive<'_> {
             std::thread::sleep(Duration::from_millis(100));
         }
     }
+}
+
+/// Takes away what a driver left that died behind its commit: its plan, and files of no version.
+fn clear_committed(
+    warehouse: &Warehouse,
+    name: &JobName,
+    version: u64,
+    session: &Session,
+) -> Result<(), EngineError> {
+    let plans = PlanFolder::of_job(warehouse, name)?;
+    let all = PlanFolder::all(&plans)?;
+    let mut under_way = false;
+    for folder in &all {
+        under_way |= PlanHeader::read(folder)?.is_some_and(|header| header.base == Some(version));
+    }
+    // Another driver's work, or another writer's.
+    let Ok(lock) = warehouse.lock(name) else {
+        return Ok(());
+    };
+    if under_way {
+        return Ok(());
+    }
+    session.wait(warehouse.sweep(name, &lock))?;
+    remove(&plans)
 }
 
 pub(super) fn taken_over() -> EngineError {
@@ -238,19 +322,27 @@ impl Phases<'_> {
         let mut missing = Vec::new();
         for work in works {
             if there.contains(&work.name()) {
-                self.progress.advance(1, 0);
+                self.progress.advance(1, self.rows(&work));
             } else {
                 missing.push(self.spec(work));
             }
         }
         if !missing.is_empty() {
-            let mut done = |_: &UnitSpec| self.progress.advance(1, 0);
+            let mut done = |spec: &UnitSpec| self.progress.advance(1, self.rows(&spec.work));
             runner.run(self.folder, phase, missing, &mut done, self.stop)?;
         }
         if self.stop.is_set() {
             return Err(EngineError::Interrupted);
         }
         Ok(!runner.ends_after(phase))
+    }
+
+    /// Rows of a unit that is done, for the rate: of the input, or of the table written.
+    fn rows(&self, work: &Work) -> u64 {
+        if !self.progress.is_watched() {
+            return 0;
+        }
+        rows_of(self.folder, work).ok().flatten().unwrap_or(0)
     }
 
     fn spec(&self, work: Work) -> UnitSpec {
@@ -265,8 +357,58 @@ impl Phases<'_> {
     }
 }
 
+fn rows_of(folder: &PlanFolder, work: &Work) -> Result<Option<u64>, EngineError> {
+    let name = match work {
+        Work::Count { terms, .. } => terms.clone(),
+        other => other.name(),
+    };
+    Ok(match work {
+        Work::Terms { .. } | Work::Count { .. } => folder
+            .get::<TermsDone>(&name)?
+            .map(|done| done.files.iter().map(|(_, tally)| tally.rows).sum()),
+        Work::Reduce { .. } | Work::Merge { .. } => {
+            folder.get::<RangeFile>(&name)?.map(|done| done.pairs)
+        }
+        Work::Score { .. } => folder.get::<DataFile>(&name)?.map(|done| done.rows),
+        Work::Annotate { .. } => folder
+            .get::<AnnotateDone>(&name)?
+            .map(|done| done.shard.rows),
+        Work::Average { .. }
+        | Work::Fold { .. }
+        | Work::Combine { .. }
+        | Work::Sum { .. }
+        | Work::Remap { .. } => None,
+    })
+}
+
+/// Manifests of units, or of groups of them.
+#[derive(Debug, Default)]
+pub(super) struct Signed {
+    /// Of what is added.
+    pub(super) added: Vec<String>,
+    /// Of what is taken out.
+    pub(super) taken: Vec<String>,
+}
+
+impl Signed {
+    /// Makes groups of `size`, none of them of both signs, whose manifests take the place of their
+    /// parts'.
+    fn grouped(&mut self, size: usize, work: impl Fn(usize, Vec<String>) -> Work) -> Vec<Work> {
+        let added = self.added.chunks(size);
+        let first_taken = added.len();
+        let parts = added.chain(self.taken.chunks(size)).enumerate();
+        let works: Vec<Work> = parts
+            .map(|(number, parts)| work(number, parts.to_vec()))
+            .collect();
+        self.added = works.iter().map(Work::name).collect();
+        self.taken = self.added.split_off(first_taken);
+        works
+    }
+}
+
 struct Stages<'a> {
     drive: &'a Drive<'a>,
+    header: PlanHeader,
     units: Vec<PlanUnit>,
     plans: PathBuf,
     folder: PlanFolder,
@@ -281,15 +423,12 @@ impl Stages<'_> {
                 return Ok(false);
             };
             let mut round = 0;
-            while names.len() > FAN_IN {
-                let parts = names.chunks(FAN_IN).enumerate();
-                let works = parts.map(|(number, parts)| Work::Fold {
+            while names.added.len().max(names.taken.len()) > FAN_IN {
+                let works = names.grouped(FAN_IN, |number, parts| Work::Fold {
                     number,
                     round,
-                    parts: parts.to_vec(),
+                    parts,
                 });
-                let works: Vec<Work> = works.collect();
-                names = works.iter().map(Work::name).collect();
                 if !self.phase(runner, Phase::Fold, works)? {
                     return Ok(false);
                 }
@@ -312,10 +451,23 @@ impl Stages<'_> {
             })
             .collect();
         if !self.folder.has(RUNS) {
+            let mut names: Vec<String> = counts.iter().map(Work::name).collect();
             if !self.phase(runner, Phase::Count, counts)? {
                 return Ok(false);
             }
-            self.lead(runner, RUNS, |_| self.list_runs())?;
+            let taken = names.split_off(self.header.added_units.min(names.len()));
+            let mut names = Signed {
+                added: names,
+                taken,
+            };
+            if names.added.len().max(names.taken.len()) > MOST_RUNS {
+                let works =
+                    names.grouped(COMBINED, |number, parts| Work::Combine { number, parts });
+                if !self.phase(runner, Phase::Combine, works)? {
+                    return Ok(false);
+                }
+            }
+            self.lead(runner, RUNS, |_| self.list_runs(&names))?;
         }
         if runner.ends_after(Phase::Count) {
             return Ok(false);
@@ -338,7 +490,7 @@ impl Stages<'_> {
     fn terms(
         &self,
         runner: &mut dyn Runner,
-    ) -> Result<Option<(Vec<String>, Vec<(usize, String)>)>, EngineError> {
+    ) -> Result<Option<(Signed, Vec<(usize, String)>)>, EngineError> {
         let mut bad: Vec<(usize, String)> = Vec::new();
         loop {
             let files: Vec<usize> = bad.iter().map(|(file, _)| *file).collect();
@@ -350,13 +502,22 @@ impl Stages<'_> {
                     leave_out: leave_out(unit, &files),
                 })
                 .collect();
-            let names: Vec<String> = works.iter().map(Work::name).collect();
+            let mut names: Vec<String> = works.iter().map(Work::name).collect();
             if !self.phase(runner, Phase::Terms, works)? {
                 return Ok(None);
             }
             let before = bad.len();
+            let mut taken = vec![FileTally::default(); self.header.taken.len()];
             for name in &names {
                 let done: TermsDone = self.folder.need(name)?;
+                for (file, tally) in &done.files {
+                    if let Some(index) = file.checked_sub(self.header.files)
+                        && let Some(sum) = taken.get_mut(index)
+                    {
+                        sum.rows += tally.rows;
+                        sum.tokens += tally.tokens;
+                    }
+                }
                 for (file, reason) in done.bad {
                     if !bad.iter().any(|(known, _)| *known == file) {
                         bad.push((file, reason));
@@ -365,6 +526,14 @@ impl Stages<'_> {
             }
             bad.sort();
             if bad.len() == before {
+                for (file, tally) in self.header.taken.iter().zip(&taken) {
+                    file.check(*tally)?;
+                }
+                let taken = names.split_off(self.header.added_units.min(names.len()));
+                let names = Signed {
+                    added: names,
+                    taken,
+                };
                 return Ok(Some((names, bad)));
             }
         }
@@ -420,15 +589,17 @@ impl Stages<'_> {
         Ok(())
     }
 
-    fn list_runs(&self) -> Result<(), EngineError> {
-        let mut list = RunsList {
-            runs: Vec::new(),
-            dropped_features: 0,
-        };
-        for unit in &self.units {
-            let done: CountDone = self.folder.need(&format!("count-{:05}", unit.number))?;
+    fn list_runs(&self, names: &Signed) -> Result<(), EngineError> {
+        let mut list = RunsList::default();
+        for name in &names.added {
+            let done: CountDone = self.folder.need(name)?;
+            list.dropped_features[0] += done.dropped_features;
             list.runs.extend(done.runs);
-            list.dropped_features += done.dropped_features;
+        }
+        for name in &names.taken {
+            let done: CountDone = self.folder.need(name)?;
+            list.dropped_features[1] += done.dropped_features;
+            list.taken.extend(done.runs);
         }
         self.folder.put(RUNS, &list)?;
         Ok(())
@@ -453,12 +624,7 @@ pub(super) fn clear_others(plans: &Path, keep: &Path) -> Result<(), EngineError>
     for name in names(plans)? {
         let path = plans.join(&name);
         if name.starts_with("plan-") && path != keep {
-            match std::fs::remove_dir_all(&path) {
-                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(super::folder::io("remove", &path, source));
-                }
-                _ => {}
-            }
+            remove(&path)?;
         }
     }
     Ok(())

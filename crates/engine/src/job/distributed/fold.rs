@@ -15,37 +15,39 @@ pub(super) const FAN_IN: usize = 64;
 
 impl Running<'_> {
     pub(super) fn fold(&self, parts: &[String]) -> Result<FoldDone, EngineError> {
-        let data = self.folder.data();
         let (mut done, mut dictionaries) = (FoldDone::default(), Vec::new());
         for name in parts {
             let part = FoldDone::read(self.folder, name)?;
             done.added.rows += part.added.rows;
             done.added.tokens += part.added.tokens;
-            let files = part.dictionaries.into_iter();
-            dictionaries.extend(files.map(|(name, terms)| StoredDictionary::Disk {
-                path: data.join(name),
-                terms,
-            }));
+            for (name, terms) in part.dictionaries {
+                let path = self.fetch(&name)?;
+                dictionaries.push(StoredDictionary::Disk { path, terms });
+            }
         }
-        let dictionaries = self.sum_rounds(dictionaries)?;
+        let dictionaries = self.sum_rounds("part", dictionaries)?;
         let name = format!("{}.terms", self.attempt_name());
-        let folded = self.sum(&dictionaries, data.join(&name))?;
+        let folded = self.sum(&dictionaries, self.outbox()?.join(&name))?;
         if let StoredDictionary::Disk { terms, .. } = folded {
             done.dictionaries.push((name, terms));
         }
         Ok(done)
     }
 
-    /// Sums dictionaries until few enough are left to be read at once.
+    /// Sums dictionaries until few enough are left to be read at once; `what` names the files.
     pub(super) fn sum_rounds(
         &self,
+        what: &str,
         mut dictionaries: Vec<StoredDictionary>,
     ) -> Result<Vec<StoredDictionary>, EngineError> {
         let mut round = 0;
         while dictionaries.len() > FAN_IN {
             let mut folded = Vec::new();
             for (part, some) in dictionaries.chunks(FAN_IN).enumerate() {
-                let path = self.scratch.path().join(format!("sum-{round}-{part}"));
+                let path = self
+                    .scratch
+                    .path()
+                    .join(format!("sum-{what}-{round}-{part}"));
                 folded.push(self.sum(some, path)?);
             }
             dictionaries = folded;

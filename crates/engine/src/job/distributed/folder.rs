@@ -1,4 +1,4 @@
-//! The folder of a plan, on a file system that all processes see.
+//! The folder of a plan, on a file system that all processes see, or in an object store (see [`place`](super::place)).
 //!
 //! ```text
 //! WAREHOUSE/.pmill/JOB.units/
@@ -16,15 +16,22 @@
 //! with the same unit never write one file.
 
 use std::collections::HashSet;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use pmill_store::{DataFile, JobName, Warehouse};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::place::{self, is_remote};
+pub(super) use super::place::{
+    exists, io, make_folder, names, put_new, read, remove_all as remove,
+};
+use super::plan::attempt;
 use crate::error::EngineError;
 
+/// What a plan is read from.
+pub(super) const PLAN: &str = "plan.json";
 /// Where manifests lie.
 const DONE: &str = "done";
 /// Subfolders of a plan.
@@ -42,12 +49,15 @@ impl PlanFolder {
     /// # Errors
     /// When the warehouse is not on a file system.
     pub fn of_job(warehouse: &Warehouse, job: &JobName) -> Result<PathBuf, EngineError> {
-        match (warehouse.local(), warehouse.work_folder(job)) {
-            (Some(_), Some(folder)) => Ok(folder.with_extension("units")),
-            _ => Err(EngineError::Setting(format!(
-                "units need a warehouse on a file system that all processes see, and `{}` is not on one",
-                warehouse.display()
-            ))),
+        Ok(Self::root_of(warehouse).join(format!("{job}.units")))
+    }
+
+    /// The folder that holds the plans of all jobs.
+    #[must_use]
+    pub fn root_of(warehouse: &Warehouse) -> PathBuf {
+        match warehouse.local() {
+            Some(root) => root.join(".pmill"),
+            None => PathBuf::from(format!("{}.pmill", warehouse.url())),
         }
     }
 
@@ -58,8 +68,7 @@ impl PlanFolder {
     pub fn make(plans: &Path, digest: &str) -> Result<Self, EngineError> {
         let root = plans.join(format!("plan-{digest}"));
         for folder in FOLDERS {
-            let path = root.join(folder);
-            std::fs::create_dir_all(&path).map_err(|source| io("create", &path, source))?;
+            make_folder(&root.join(folder))?;
         }
         Ok(Self { root })
     }
@@ -70,14 +79,16 @@ impl PlanFolder {
     /// When it is not there: the job was committed, or another plan took its place.
     pub fn open(root: &Path) -> Result<Self, EngineError> {
         let root = root.to_owned();
-        if root.join(DONE).is_dir() {
+        if Self::is_there(&root)? {
             Ok(Self { root })
         } else {
-            Err(EngineError::NotNow(format!(
-                "the work folder `{}` is not there: the job was committed, a newer run took its place, or this machine does not see the shared file system",
-                root.display()
-            )))
+            Err(gone(&root))
         }
+    }
+
+    fn is_there(root: &Path) -> Result<bool, EngineError> {
+        // In an object store there are no folders.
+        exists(&root.join(if is_remote(root) { PLAN } else { DONE }))
     }
 
     /// The plans of a job.
@@ -88,7 +99,7 @@ impl PlanFolder {
         let mut found = Vec::new();
         for name in names(plans)? {
             let root = plans.join(&name);
-            if name.starts_with("plan-") && root.join("plan.json").exists() {
+            if name.starts_with("plan-") && exists(&root.join(PLAN))? {
                 found.push(Self { root });
             }
         }
@@ -100,7 +111,7 @@ impl PlanFolder {
     #[must_use]
     pub fn superseded(&self, epoch: u64) -> bool {
         let plans = self.root.parent().unwrap_or(&self.root);
-        superseded(plans, epoch) || !self.root.join(DONE).is_dir()
+        superseded(plans, epoch) || !Self::is_there(&self.root).unwrap_or(true)
     }
 
     /// Ends whoever drives the job, and the units that run for it: as if a newer driver had come.
@@ -123,7 +134,43 @@ impl PlanFolder {
         self.root.join("data")
     }
 
-    /// Where finished table files wait for the commit.
+    /// Where data files are made: there, or on this machine until they are sent.
+    pub(super) fn outbox(&self, scratch: &Path) -> Result<PathBuf, EngineError> {
+        if is_remote(&self.root) {
+            return place::outbox(scratch);
+        }
+        Ok(self.data())
+    }
+
+    /// Sends what was made in the outbox.
+    pub(super) fn send(&self, scratch: &Path) -> Result<(), EngineError> {
+        if !is_remote(&self.root) {
+            return Ok(());
+        }
+        let outbox = place::outbox(scratch)?;
+        for name in names(&outbox)? {
+            let from = outbox.join(&name);
+            place::send(&from, &self.data().join(&name))?;
+            place::remove_file(&from)?;
+        }
+        Ok(())
+    }
+
+    /// A data file as a file of this machine.
+    pub(super) fn fetch(&self, name: &str, scratch: &Path) -> Result<PathBuf, EngineError> {
+        let from = self.data().join(name);
+        if !is_remote(&self.root) {
+            return Ok(from);
+        }
+        let to = scratch.join(name);
+        if !to.exists() {
+            place::fetch(&from, &to)?;
+        }
+        Ok(to)
+    }
+
+    /// Where finished table files wait for the commit. In an object store they are written to the
+    /// table's own folder: no version names them yet.
     #[must_use]
     pub fn tables(&self) -> PathBuf {
         self.root.join("tables")
@@ -152,7 +199,8 @@ impl PlanFolder {
     /// Whether a manifest is there.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
-        self.manifest(name).exists()
+        // Done again is better than not done.
+        exists(&self.manifest(name)).unwrap_or(false)
     }
 
     /// Reads a manifest; `None` when it is not there.
@@ -182,7 +230,13 @@ impl PlanFolder {
     /// # Errors
     /// When it cannot be written.
     pub fn put(&self, name: &str, manifest: &impl Serialize) -> Result<bool, EngineError> {
-        put_new(&self.root.join(DONE), &format!("{name}.json"), manifest)
+        let first = put_new(&self.root.join(DONE), &format!("{name}.json"), manifest)?;
+        if is_remote(&self.root) && !exists(&self.root.join(PLAN))? {
+            // A folder that is removed takes no file any more; a store does.
+            place::remove_file(&self.manifest(name))?;
+            return Err(gone(&self.root));
+        }
+        Ok(first)
     }
 
     fn manifest(&self, name: &str) -> PathBuf {
@@ -190,66 +244,22 @@ impl PlanFolder {
     }
 }
 
-/// Puts a file under a name that is not taken, whole or not at all: written and synced beside it,
-/// then linked. `false` when the name is taken.
-pub(super) fn put_new(
-    folder: &Path,
-    name: &str,
-    content: &impl Serialize,
-) -> Result<bool, EngineError> {
-    let path = folder.join(name);
-    let fail = |source: std::io::Error| io("write", &path, source);
-    let bytes = serde_json::to_vec(content).map_err(|error| fail(error.into()))?;
-    let mut staged = tempfile::Builder::new()
-        .prefix(".new-")
-        .tempfile_in(folder)
-        .map_err(fail)?;
-    staged.write_all(&bytes).map_err(fail)?;
-    staged.as_file().sync_all().map_err(fail)?;
-    match std::fs::hard_link(staged.path(), &path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(fail(error)),
-    }
-}
-
-/// Reads a file of JSON; `None` when it is not there.
-pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, EngineError> {
-    match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|error| io("read", path, error.into())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(io("read", path, error)),
-    }
-}
-
-/// Names in a folder; none when it is not there.
-pub(super) fn names(folder: &Path) -> Result<Vec<String>, EngineError> {
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(io("read", folder, error)),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|error| io("read", folder, error))?;
-        names.push(entry.file_name().to_string_lossy().into_owned());
-    }
-    Ok(names)
-}
-
-pub(super) fn io(action: &'static str, path: &Path, source: std::io::Error) -> EngineError {
-    EngineError::Io {
-        action,
-        path: path.display().to_string(),
-        source,
-    }
+fn gone(root: &Path) -> EngineError {
+    EngineError::NotNow(format!(
+        "the work folder `{}` is not there: the job was committed, a newer run took its place, or this machine does not see the shared file system",
+        root.display()
+    ))
 }
 
 /// Moves a finished file of a plan into its table. A file that an earlier commit moved is there
 /// already.
-pub(super) fn bring(plan: &PlanFolder, file: &DataFile, target: &Path) -> Result<(), EngineError> {
+pub(super) fn bring(
+    plan: &PlanFolder,
+    file: &DataFile,
+    target: Option<&Path>,
+) -> Result<(), EngineError> {
+    // In an object store it was written to where it belongs.
+    let Some(target) = target else { return Ok(()) };
     std::fs::create_dir_all(target).map_err(|source| io("create", target, source))?;
     let (from, to) = (plan.tables().join(&file.name), target.join(&file.name));
     match std::fs::rename(&from, &to) {
@@ -268,24 +278,15 @@ pub(super) fn bring(plan: &PlanFolder, file: &DataFile, target: &Path) -> Result
     )))
 }
 
-/// Removes the plans of a job that is done.
-pub(super) fn remove(plans: &Path) -> Result<(), EngineError> {
-    match std::fs::remove_dir_all(plans) {
-        // A unit that still ran may have written while the folder went away; the next run clears it.
-        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Ok(()),
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(io("remove", plans, error)),
-        _ => Ok(()),
-    }
-}
-
 const EPOCH: &str = "epoch-";
 
 /// Claims the next epoch of a job: whoever has the newest one drives it.
 pub(super) fn claim_epoch(plans: &Path) -> Result<u64, EngineError> {
-    std::fs::create_dir_all(plans).map_err(|source| io("create", plans, source))?;
+    make_folder(plans)?;
+    let who = attempt();
     loop {
         let next = newest_epoch(plans)? + 1;
-        if put_new(plans, &format!("{EPOCH}{next:08}"), &std::process::id())? {
+        if put_new(plans, &format!("{EPOCH}{next:08}"), &who)? {
             return Ok(next);
         }
     }
@@ -293,7 +294,9 @@ pub(super) fn claim_epoch(plans: &Path) -> Result<u64, EngineError> {
 
 /// Whether a driver that started later has claimed the job.
 pub(super) fn superseded(plans: &Path, epoch: u64) -> bool {
-    epoch > 0 && plans.join(format!("{EPOCH}{:08}", epoch + 1)).exists()
+    let newer = plans.join(format!("{EPOCH}{:08}", epoch + 1));
+    // A store that does not answer says nothing.
+    epoch > 0 && exists(&newer).unwrap_or(false)
 }
 
 fn newest_epoch(plans: &Path) -> Result<u64, EngineError> {

@@ -14,7 +14,7 @@ impl Running<'_> {
         let Some((name, stored)) = done.tokens else {
             return Err(EngineError::Bug(format!("`{terms}` kept no tokens")));
         };
-        let data = self.folder.data();
+        let data = self.outbox()?;
         let known = self.vocabulary()?;
         let vocabulary = &known.vocabulary;
         let maps = match &self.loaded.given {
@@ -34,7 +34,7 @@ impl Running<'_> {
                 .iter()
                 .map(|(name, terms)| {
                     StoredDictionary::Disk {
-                        path: data.join(name),
+                        path: self.fetch(name)?,
                         terms: *terms,
                     }
                     .remap(vocabulary)
@@ -46,7 +46,7 @@ impl Running<'_> {
         let tokens = TokenStore::open(
             environment.disk_manager.clone(),
             reservation,
-            data.join(name),
+            self.fetch(&name)?,
             stored,
         );
         let run = self.run(self.budget(&[])?, None);

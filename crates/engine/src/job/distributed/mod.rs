@@ -1,7 +1,8 @@
 //! A count job as units that any process can run: the cluster's and the shards' way.
 //!
 //! ```text
-//! plan ─▶ terms(unit) … ─▶ fold(units) … ─▶ vocabulary ─▶ count(unit) … ─▶ runs ─▶ reduce(range) … ─▶ commit
+//! plan ─▶ terms(unit) … ─▶ fold(units) … ─▶ vocabulary
+//!      ─▶ count(unit) … ─▶ combine(units) … ─▶ runs ─▶ reduce(range) … ─▶ commit
 //! ```
 //!
 //! Everything a unit needs and leaves lies in the plan's folder, which all processes see (a shared
@@ -13,13 +14,17 @@
 //! cut into table files follows from the vocabulary alone. They are the bytes that
 //! [`super::count`] writes.
 
+mod annotate;
 mod attempts;
 mod average;
 mod commit;
 mod drive;
 mod fold;
 mod folder;
+mod kept;
 mod map;
+mod merge;
+pub(crate) mod place;
 mod plan;
 mod reduce;
 mod score;
@@ -30,10 +35,12 @@ mod terms;
 mod vocabulary;
 mod worker;
 
+pub use annotate::AnnotateDrive;
 pub use average::AverageDrive;
 pub use commit::commit;
 pub use drive::{Drive, Phase, Runner};
 pub use folder::PlanFolder;
+pub use merge::MergeDrive;
 pub use plan::{PROTOCOL, PlanHeader, PlanUnit, UnitFile};
 pub use score::ScoreDrive;
 pub use shard::{Shard, ShardSummary};

@@ -1,24 +1,26 @@
 //! The plan: which settings, which units; written once, the same whoever makes it.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use pmill_text::{FeatureSpec, Lemma, StopWords, Tokenizer};
 use serde::{Deserialize, Serialize};
 
-use super::folder::{PlanFolder, io, put_new, read};
+use super::folder::{PLAN, PlanFolder, exists, io, put_new, read};
+use super::place::{read_bytes, remove_file, write_bytes};
 use crate::error::EngineError;
 use crate::input::InputFile;
 use crate::job::CountJob;
+use crate::job::existing::Batch;
 use crate::job::prepared::Prepared;
+use crate::job::taken::Taken;
 use crate::memory::ByteSize;
 use crate::progress::Progress;
 use crate::settings::{CountSettings, OnBadFile, RecordedSettings};
 use crate::units::{self, Slice, Unit};
 
 /// Version of plans, specs and manifests; processes with different ones do not work together.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// A file's part in a unit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,8 +94,12 @@ pub struct PlanHeader {
     pub scan_limit: ByteSize,
     /// The version of the job that the units are added to; `None`: its first.
     pub base: Option<u64>,
-    /// Files to count.
+    /// Files to add; what is taken out has its numbers behind them.
     pub files: usize,
+    /// Files, or rows of them, to take out.
+    pub(super) taken: Vec<Taken>,
+    /// Units of what is added; those of what is taken out come behind them.
+    pub added_units: usize,
     /// Files that could not be opened, with the reason.
     pub skipped: Vec<(InputFile, String)>,
     /// Files without a row group, which are in no unit.
@@ -123,6 +129,16 @@ impl PlanHeader {
         read(&path)
     }
 
+    /// Whether a unit is taken out.
+    pub(super) fn is_taken(&self, number: usize) -> bool {
+        number >= self.added_units
+    }
+
+    /// Of a file of the plan: what of it is taken out, if it is.
+    pub(super) fn taken_file(&self, index: usize) -> Option<&Taken> {
+        self.taken.get(index.checked_sub(self.files)?)
+    }
+
     /// The job as its units see it.
     pub(super) fn job(&self, limit: ByteSize, threads: usize) -> CountJob {
         CountJob {
@@ -140,11 +156,13 @@ impl PlanHeader {
     pub(super) fn units(&self, folder: &PlanFolder) -> Result<Vec<PlanUnit>, EngineError> {
         let path = folder.path().join(&self.units_file);
         let fail = |source| io("read", &path, source);
-        let file = std::fs::File::open(&path).map_err(fail)?;
+        let bytes = read_bytes(&path)?.ok_or_else(|| fail(std::io::ErrorKind::NotFound.into()))?;
         let mut units = Vec::with_capacity(self.units);
-        for line in BufReader::new(file).lines() {
-            let line = line.map_err(fail)?;
-            units.push(serde_json::from_str(&line).map_err(|error| fail(error.into()))?);
+        for line in bytes
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+        {
+            units.push(serde_json::from_slice(line).map_err(|error| fail(error.into()))?);
         }
         if units.len() == self.units {
             Ok(units)
@@ -170,8 +188,8 @@ pub(super) fn check_protocol(protocol: u32, program: &str) -> Result<(), EngineE
 pub(super) struct NewPlan<'a> {
     pub(super) job: &'a CountJob,
     pub(super) prepared: &'a Prepared,
-    /// The files to add.
-    pub(super) inputs: &'a [InputFile],
+    /// What to add, and what to take out.
+    pub(super) batch: &'a Batch,
     pub(super) unit_bytes: u64,
     /// The warehouse, as other processes find it.
     pub(super) warehouse: &'a str,
@@ -182,8 +200,18 @@ pub(super) struct NewPlan<'a> {
 /// Makes the plan: opens every footer, cuts units, and writes both unless they are there.
 pub(super) fn make(new: &NewPlan<'_>, plans: &Path) -> Result<PlanFolder, EngineError> {
     let (job, prepared) = (new.job, new.prepared);
-    let (files, bad) = prepared.open_all(job, new.inputs, new.progress)?;
-    let cut = units::plan(&files, new.unit_bytes);
+    let (mut files, bad) = prepared.open_all(job, &new.batch.add, new.progress)?;
+    // What is taken out must be read whole: there is nothing to skip in it.
+    let strict = CountJob {
+        on_bad_file: OnBadFile::Fail,
+        ..job.clone()
+    };
+    let taken = &new.batch.taken;
+    let old: Vec<InputFile> = taken.iter().map(|taken| taken.at.clone()).collect();
+    let old = prepared.open_all(&strict, &old, new.progress)?.0;
+    let (cut, added_units) = units::plan_both(&files, &old, new.unit_bytes);
+    let added_files = files.len();
+    files.extend(old);
     let skipped: Vec<(InputFile, String)> = bad
         .into_iter()
         .map(|(file, error)| (file, error.to_string()))
@@ -196,17 +224,18 @@ pub(super) fn make(new: &NewPlan<'_>, plans: &Path) -> Result<PlanFolder, Engine
         &skipped,
         &cut,
         new.base,
+        taken,
     ))
     .map_err(|error| EngineError::Bug(error.to_string()))?;
     let digest = blake3::hash(&text).to_hex()[..16].to_owned();
     let folder = PlanFolder::make(plans, &digest)?;
-    if folder.path().join("plan.json").exists() {
+    if exists(&folder.path().join(PLAN))? {
         return Ok(folder);
     }
     let units_file = format!("units-{}.jsonl", attempt());
     let path = folder.path().join(&units_file);
     let fail = |source| io("write", &path, source);
-    let mut out = BufWriter::new(std::fs::File::create(&path).map_err(fail)?);
+    let mut out = Vec::new();
     for unit in &cut {
         let mut parts: BTreeMap<usize, UnitFile> = BTreeMap::new();
         for slice in &unit.slices {
@@ -222,10 +251,9 @@ pub(super) fn make(new: &NewPlan<'_>, plans: &Path) -> Result<PlanFolder, Engine
             files: parts.into_values().collect(),
         };
         serde_json::to_writer(&mut out, &unit).map_err(|error| fail(error.into()))?;
-        out.write_all(b"\n").map_err(fail)?;
+        out.push(b'\n');
     }
-    let out = out.into_inner().map_err(|error| fail(error.into_error()))?;
-    out.sync_all().map_err(fail)?;
+    write_bytes(&path, out)?;
     let header = PlanHeader {
         protocol: PROTOCOL,
         program: prepared.recorded.program.clone(),
@@ -237,9 +265,11 @@ pub(super) fn make(new: &NewPlan<'_>, plans: &Path) -> Result<PlanFolder, Engine
         on_bad_file: job.on_bad_file,
         scan_limit: job.memory_limit,
         base: new.base,
-        files: files.len(),
+        files: added_files,
+        taken: taken.clone(),
+        added_units,
         skipped,
-        empty: files
+        empty: files[..added_files]
             .iter()
             .filter(|file| file.row_groups.is_empty())
             .map(|file| file.input.clone())
@@ -249,7 +279,7 @@ pub(super) fn make(new: &NewPlan<'_>, plans: &Path) -> Result<PlanFolder, Engine
     };
     if !put_new(folder.path(), "plan.json", &header)? {
         // Somebody else wrote the same plan first.
-        let _ = std::fs::remove_file(&path);
+        let _ = remove_file(&path);
     }
     Ok(folder)
 }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::drive::{Phase, Phases, Runner, clear_others};
 use super::folder::{PlanFolder, bring, claim_epoch, io, put_new, read, superseded};
+use super::place::{self, is_remote, write_bytes};
 use super::plan::{PROTOCOL, attempt, check_protocol};
 use super::spec::{UnitSpec, Work};
 use super::worker::{UnitWorker, finish};
@@ -27,17 +28,17 @@ use crate::tables::TableFolder;
 
 /// What all units of a scoring share.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct ScoreHeader {
+pub(super) struct ScoreHeader {
     protocol: u32,
     program: String,
     digest: String,
     warehouse: String,
-    name: String,
+    pub(super) name: String,
     /// The version of `pairs`.
     version: u64,
     recorded: RecordedScore,
     /// Files of `pairs`.
-    files: usize,
+    pub(super) files: usize,
 }
 
 /// What summing a file left: the name of the sums.
@@ -50,7 +51,12 @@ struct SumDone {
 const TOTALS: &str = "totals";
 
 impl ScoreHeader {
-    fn read(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
+    /// Whether files are summed first.
+    pub(super) fn sums(&self) -> bool {
+        self.recorded.needs_sums()
+    }
+
+    pub(super) fn read(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
         #[derive(Deserialize)]
         struct Version {
             protocol: u32,
@@ -79,9 +85,7 @@ impl LoadedScoring {
         let header = ScoreHeader::read(folder)?.ok_or_else(|| {
             EngineError::NotNow(format!("`{}` has no plan yet", folder.path().display()))
         })?;
-        if let Some(root) = Warehouse::open(&header.warehouse)?.local() {
-            worker.check_allowed(root)?;
-        }
+        worker.check_warehouse(&Warehouse::open(&header.warehouse)?)?;
         let limits = &worker.limits;
         let scoring = Scoring::at(
             &header.warehouse,
@@ -101,6 +105,11 @@ impl LoadedScoring {
             scoring,
             totals: Mutex::new(None),
         })
+    }
+
+    /// The file of `pairs` that a unit reads.
+    pub(super) fn input(&self, number: usize) -> Vec<String> {
+        self.scoring.file_name(number).into_iter().collect()
     }
 
     fn totals(&self, folder: &PlanFolder) -> Result<Arc<Totals>, EngineError> {
@@ -134,15 +143,17 @@ impl LoadedScoring {
             Work::Sum { number } => {
                 let sums = scorer.sum_file(*number, self.terms.len())?;
                 let file = format!("{attempt}-{name}.sums");
-                write_bytes(&folder.data().join(&file), &sums.to_bytes())?;
+                write_bytes(&folder.data().join(&file), sums.to_bytes())?;
                 finish(folder, &name, attempt, stop, &SumDone { file })
             }
             Work::Score { number } => {
-                let tables = TableFolder::at(
-                    self.scoring.warehouse(),
-                    folder.tables(),
-                    self.scoring.session().handle(),
-                );
+                let runtime = self.scoring.session().handle();
+                let (warehouse, job) = (self.scoring.warehouse(), self.scoring.name());
+                let tables = if is_remote(folder.path()) {
+                    TableFolder::new(warehouse, job, "pmi", runtime)
+                } else {
+                    TableFolder::at(warehouse, folder.tables(), runtime)
+                };
                 let file = format!("part-{number:05}-{}-{attempt}.parquet", self.header.digest);
                 let totals = self.totals(folder)?;
                 let done = scorer.write_file(*number, &file, &tables, &self.terms, &totals)?;
@@ -163,7 +174,7 @@ impl LoadedScoring {
         }
         let totals = self.scoring.totals_of(all);
         let file = format!("totals-{}", attempt());
-        write_bytes(&folder.data().join(&file), &totals.to_bytes())?;
+        write_bytes(&folder.data().join(&file), totals.to_bytes())?;
         folder.put(TOTALS, &SumDone { file })?;
         Ok(())
     }
@@ -178,15 +189,8 @@ fn short(path: &Path) -> EngineError {
 }
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>, EngineError> {
-    std::fs::read(path).map_err(|source| io("read", path, source))
-}
-
-fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), EngineError> {
-    let write = || -> std::io::Result<()> {
-        std::fs::write(path, bytes)?;
-        std::fs::File::open(path)?.sync_all()
-    };
-    write().map_err(|source| io("write", path, source))
+    let gone = || io("read", path, std::io::ErrorKind::NotFound.into());
+    place::read_bytes(path)?.ok_or_else(gone)
 }
 
 /// How a scoring is driven.
@@ -267,13 +271,9 @@ impl ScoreDrive<'_> {
         for number in 0..header.files {
             written.push(folder.need(&Work::Score { number }.name())?);
         }
-        let Some(target) = scoring.warehouse().table_folder(&name, "pmi").1 else {
-            return Err(EngineError::Bug(
-                "the warehouse is not on this machine".into(),
-            ));
-        };
+        let target = scoring.warehouse().table_folder(&name, "pmi").1;
         for file in &written {
-            bring(&folder, file, &target)?;
+            bring(&folder, file, target.as_deref())?;
         }
         let summary = scoring.commit(written, started)?;
         scoring.sweep(&lock)?;

@@ -13,6 +13,7 @@ use super::folder::PlanFolder;
 use super::spec::UnitSpec;
 use super::worker::UnitWorker;
 use crate::error::EngineError;
+use crate::job::Recount;
 use crate::progress::StopFlag;
 
 /// One shard of a job.
@@ -56,9 +57,13 @@ impl Shard<'_> {
     ///
     /// # Errors
     /// As the job's; when others' units do not come within the shard's patience.
-    pub fn run(mut self, drive: &Drive<'_>) -> Result<ShardSummary, EngineError> {
+    pub fn run(
+        mut self,
+        drive: &Drive<'_>,
+        recounts: &[Recount],
+    ) -> Result<ShardSummary, EngineError> {
         let started = Instant::now();
-        let found = drive.run(&mut self)?;
+        let found = drive.run(recounts, &mut self)?;
         Ok(ShardSummary {
             status: if found.is_some() { "unchanged" } else { "done" },
             job: drive.job.name.clone(),

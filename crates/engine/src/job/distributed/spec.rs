@@ -67,6 +67,13 @@ pub enum Work {
         /// Its manifest of terms.
         terms: String,
     },
+    /// Sum the runs of some units, so that a range has few to open.
+    Combine {
+        /// The group's number.
+        number: usize,
+        /// Manifests of counts.
+        parts: Vec<String>,
+    },
     /// Sum all runs of a range of left ids into one table file.
     Reduce {
         /// The range's number.
@@ -82,6 +89,21 @@ pub enum Work {
     /// Score a file of `pairs`.
     Score {
         /// The file's number.
+        number: usize,
+    },
+    /// Annotate an input file.
+    Annotate {
+        /// The file's number.
+        number: usize,
+    },
+    /// Bring a part of a table to the ids of another vocabulary.
+    Remap {
+        /// The part's number.
+        number: usize,
+    },
+    /// Sum a range of left ids of several tables.
+    Merge {
+        /// The range's number.
         number: usize,
     },
 }
@@ -104,9 +126,14 @@ impl Work {
                 format!("fold-{round}-{number:05}-{}", &digest[..12])
             }
             Self::Count { number, .. } => format!("count-{number:05}"),
+            // The units are those of the plan, so the number tells which they are.
+            Self::Combine { number, .. } => format!("combine-{number:05}"),
             Self::Reduce { number, .. } => format!("range-{number:05}"),
             Self::Sum { number } => format!("sum-{number:05}"),
             Self::Score { number } => format!("score-{number:05}"),
+            Self::Annotate { number } => format!("annotate-{number:05}"),
+            Self::Remap { number } => format!("remap-{number:05}"),
+            Self::Merge { number } => format!("merge-{number:05}"),
         }
     }
 
@@ -118,9 +145,13 @@ impl Work {
             Self::Terms { unit, .. } => unit.number,
             Self::Fold { number, .. }
             | Self::Count { number, .. }
+            | Self::Combine { number, .. }
             | Self::Reduce { number, .. }
             | Self::Sum { number }
-            | Self::Score { number } => *number,
+            | Self::Score { number }
+            | Self::Annotate { number }
+            | Self::Remap { number }
+            | Self::Merge { number } => *number,
         }
     }
 
@@ -196,10 +227,14 @@ pub(super) struct CountDone {
 }
 
 /// All runs of all units, so that a range reads one list and not every unit's manifest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct RunsList {
+    /// Runs that are added.
     pub(super) runs: Vec<RunFile>,
-    pub(super) dropped_features: u64,
+    /// Runs that are taken away.
+    pub(super) taken: Vec<RunFile>,
+    /// Features dropped in what is added, and in what is taken.
+    pub(super) dropped_features: [u64; 2],
 }
 
 /// The vocabulary, and what follows from it.
@@ -210,6 +245,8 @@ pub(super) struct VocabularyDone {
     pub(super) terms: u64,
     /// Rows and tokens that the units add.
     pub(super) added: FileTally,
+    /// Rows and tokens that the units take.
+    pub(super) taken: FileTally,
     /// Tokens of them that are in the vocabulary.
     pub(super) inside: u64,
     /// The job's rows, tokens and types with them; its pairs are not counted yet.

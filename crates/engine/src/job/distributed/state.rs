@@ -1,13 +1,18 @@
 //! What is under way in a warehouse, as anyone can see it in the plans' folders.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use pmill_store::Warehouse;
 use serde::Serialize;
 
-use super::folder::{PlanFolder, names};
+use super::annotate::AnnotateHeader;
+use super::folder::{PlanFolder, names, read};
+use super::merge::MergeHeader;
 use super::plan::PlanHeader;
-use super::spec::{Failure, VOCABULARY, VocabularyDone};
+use super::reduce::{COMBINED, MOST_RUNS};
+use super::score::ScoreHeader;
+use super::spec::{Failure, RUNS, VOCABULARY, VocabularyDone};
 use crate::error::EngineError;
 
 /// How far a job is; field names are a contract.
@@ -15,7 +20,8 @@ use crate::error::EngineError;
 pub struct PlanState {
     /// Job name.
     pub job: String,
-    /// The phase that it is in: `terms`, `count`, `reduce` or `commit`.
+    /// The phase that it is in: `terms`, `count`, `combine`, `reduce`; `sum`, `score`; `remap`, `merge`;
+    /// `annotate`; or `commit`.
     pub phase: &'static str,
     /// Units (or ranges) of the phase that are done.
     pub done: usize,
@@ -35,25 +41,88 @@ impl PlanState {
     /// # Errors
     /// When the folders cannot be read.
     pub fn all(warehouse: &Warehouse) -> Result<Vec<Self>, EngineError> {
-        let Some(root) = warehouse.local().map(|root| root.join(".pmill")) else {
-            return Ok(Vec::new());
-        };
+        let root = PlanFolder::root_of(warehouse);
         let mut states = Vec::new();
         let mut jobs = names(&root)?;
         jobs.sort();
         for name in jobs {
-            if name.ends_with(".units") {
-                for folder in PlanFolder::all(&root.join(name))? {
-                    if let Some(state) = Self::of(&folder)? {
-                        states.push(state);
-                    }
+            let mut plans = root.join(&name);
+            let kind = match name.rsplit_once('.') {
+                Some((_, "units")) => Self::of_count,
+                Some((_, "scores")) => Self::of_scoring,
+                Some((_, "merges")) => Self::of_merge,
+                Some((_, "elsewhere")) => {
+                    let Some(place) = read::<PathBuf>(&plans)? else {
+                        continue;
+                    };
+                    plans = place;
+                    Self::of_annotation
+                }
+                _ => continue,
+            };
+            for folder in PlanFolder::all(&plans)? {
+                // What ended meanwhile is not under way.
+                match kind(&folder) {
+                    Ok(Some(state)) => states.push(state),
+                    Ok(None) => {}
+                    Err(_) if folder.superseded(0) => {}
+                    Err(error) => return Err(error),
                 }
             }
         }
         Ok(states)
     }
 
-    fn of(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
+    fn of_scoring(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
+        let Some(header) = ScoreHeader::read(folder)? else {
+            return Ok(None);
+        };
+        let phases = [
+            ("sum", "sum-", if header.sums() { header.files } else { 0 }),
+            ("score", "score-", header.files),
+        ];
+        Self::in_phases(folder, header.name, &phases).map(Some)
+    }
+
+    fn of_merge(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
+        let Some(header) = MergeHeader::read(folder)? else {
+            return Ok(None);
+        };
+        let phases = [
+            ("remap", "remap-", header.remaps.len()),
+            ("merge", "merge-", header.ranges.len()),
+        ];
+        Self::in_phases(folder, header.name, &phases).map(Some)
+    }
+
+    fn of_annotation(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
+        let Some(header) = AnnotateHeader::read(folder)? else {
+            return Ok(None);
+        };
+        let phases = [("annotate", "annotate-", header.plan.inputs.len())];
+        Self::in_phases(folder, header.job.name, &phases).map(Some)
+    }
+
+    /// The first phase (name, beginning of its manifests, units) that is not done.
+    fn in_phases(
+        folder: &PlanFolder,
+        job: String,
+        phases: &[(&'static str, &str, usize)],
+    ) -> Result<Self, EngineError> {
+        let there = folder.done()?;
+        let mut state = ("commit", 0, 0);
+        for (phase, prefix, of) in phases {
+            let done = there.iter().filter(|name| name.starts_with(prefix)).count();
+            if done < *of {
+                state = (phase, done, *of);
+                break;
+            }
+            state = ("commit", done, *of);
+        }
+        Self::with(folder, job, state)
+    }
+
+    fn of_count(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
         let Some(header) = PlanHeader::read(folder)? else {
             return Ok(None);
         };
@@ -66,6 +135,12 @@ impl PlanState {
                 let (counted, ranges) = (count("count-"), count("range-"));
                 if counted < header.units {
                     ("count", counted, header.units)
+                } else if header.units > MOST_RUNS && !there.contains(RUNS) {
+                    (
+                        "combine",
+                        count("combine-"),
+                        header.units.div_ceil(COMBINED),
+                    )
                 } else if ranges < vocabulary.ranges.len() {
                     ("reduce", ranges, vocabulary.ranges.len())
                 } else {
@@ -73,20 +148,28 @@ impl PlanState {
                 }
             }
         };
+        Self::with(folder, header.name, (phase, done, of)).map(Some)
+    }
+
+    fn with(
+        folder: &PlanFolder,
+        job: String,
+        (phase, done, of): (&'static str, usize, usize),
+    ) -> Result<Self, EngineError> {
         let mut failures = folder.failure_list()?;
         let old = failures.len().saturating_sub(20);
         failures.drain(..old);
         let mut begun = folder.begun()?;
         begun.sort();
-        Ok(Some(Self {
-            job: header.name,
+        Ok(Self {
+            job,
             phase,
             done,
             of,
             begun,
             failures,
             folder: folder.path().display().to_string(),
-        }))
+        })
     }
 
     /// In words.

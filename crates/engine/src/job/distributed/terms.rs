@@ -10,6 +10,7 @@ use crate::dictionaries::StoredDictionary;
 use crate::error::EngineError;
 use crate::progress::Quiet;
 use crate::read::{self, ReadJob, ReadUnit};
+use crate::row_set::RowSet;
 use crate::scan::CorpusFile;
 use crate::settings::OnBadFile;
 
@@ -19,7 +20,8 @@ impl Running<'_> {
         unit: &PlanUnit,
         leave_out: &[usize],
     ) -> Result<TermsDone, EngineError> {
-        let skip = self.header.on_bad_file == OnBadFile::Skip;
+        // What is taken out must be read whole: there is nothing to skip in it.
+        let skip = self.header.on_bad_file == OnBadFile::Skip && !self.header.is_taken(unit.number);
         let unit = PlanUnit {
             number: unit.number,
             files: unit
@@ -36,6 +38,10 @@ impl Running<'_> {
         let scanner = self.scanner();
         let given = self.loaded.given.as_ref();
         let scratch = self.scratch.path().to_owned();
+        let parts = unit.files.iter();
+        let rows: Vec<Option<RowSet>> = parts
+            .map(|part| self.header.taken_file(part.index)?.rows.clone())
+            .collect();
         let reader = ReadJob {
             sliced: false,
             session: &self.prepared().session,
@@ -43,7 +49,7 @@ impl Running<'_> {
             files: &files,
             extractor: &self.prepared().extractor,
             vocabulary: given,
-            rows: &[],
+            rows: &rows,
             budget: self.budget(&files)?,
             folder: &scratch,
             progress: &Quiet,
@@ -103,7 +109,7 @@ impl Running<'_> {
         read: ReadUnit,
         given: Option<&Arc<Vocabulary>>,
     ) -> Result<TermsDone, EngineError> {
-        let data = self.folder.data();
+        let data = self.outbox()?;
         let mut dictionaries = Vec::new();
         let mut stored = |number: usize, dictionary: StoredDictionary| {
             let name = format!("{}-{number:03}.terms", self.attempt_name());

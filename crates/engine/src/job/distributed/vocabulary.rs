@@ -3,10 +3,12 @@
 //! Memory: the vocabulary, and one buffer for each of a few dictionaries; more of them are summed
 //! in rounds before (see [`super::fold`]).
 
+use std::path::Path;
 use std::sync::Arc;
 
 use pmill_text::Vocabulary;
 
+use super::drive::Signed;
 use super::folder::PlanFolder;
 use super::plan::attempt;
 use super::spec::{FoldDone, VOCABULARY, VocabularyDone};
@@ -22,9 +24,10 @@ use crate::read::FileTally;
 pub(super) fn read_vocabulary(
     folder: &PlanFolder,
     done: &VocabularyDone,
+    scratch: &Path,
 ) -> Result<Vocabulary, EngineError> {
     let stored = StoredDictionary::Disk {
-        path: folder.data().join(&done.file),
+        path: folder.fetch(&done.file, scratch)?,
         terms: done.terms,
     };
     Vocabulary::from_rows(stored.sorted()?)
@@ -34,22 +37,12 @@ impl Running<'_> {
     /// Makes the vocabulary from the terms of all units, and puts it.
     pub(super) fn make_vocabulary(
         &self,
-        names: &[String],
+        names: &Signed,
         bad: &[(usize, String)],
     ) -> Result<(), EngineError> {
-        let data = self.folder.data();
-        let mut added = FileTally::default();
-        let mut dictionaries = Vec::new();
-        for name in names {
-            let done = FoldDone::read(self.folder, name)?;
-            added.rows += done.added.rows;
-            added.tokens += done.added.tokens;
-            let paths = done.dictionaries.into_iter();
-            dictionaries.extend(paths.map(|(name, terms)| StoredDictionary::Disk {
-                path: data.join(name),
-                terms,
-            }));
-        }
+        let data = self.outbox()?;
+        let (added, plus) = self.parts(&names.added)?;
+        let (taken, minus) = self.parts(&names.taken)?;
         let base = self.loaded.base()?;
         let run = self.run(self.budget(&[])?, base.as_ref());
         // A batch counts the terms under the ids that they have in the job.
@@ -58,20 +51,23 @@ impl Running<'_> {
             (given, _) => given.as_ref(),
         };
         let mut corpus = match given {
-            Some(given) => Corpus::of_terms(Vec::new(), Some(sums(given, &dictionaries)?)),
-            None => Corpus::of_terms(self.sum_rounds(dictionaries)?, None),
+            Some(given) => Corpus::of_counts(Some([sums(given, &plus)?, sums(given, &minus)?])),
+            None => Corpus::of_terms(
+                self.sum_rounds("added", plus)?,
+                self.sum_rounds("taken", minus)?,
+            ),
         };
         let attempt = attempt();
         let digest = &self.header.digest;
         let place = OutsidePlace {
-            folder: self.table_folder(),
+            folder: self.table_folder("outside"),
             name: format!("part-00000-{digest}-{attempt}.parquet"),
         };
         let totals = run.totals(given.map(Arc::as_ref), &mut corpus, &place)?;
         let vocabulary = &totals.vocabulary;
         let mut facts = run.facts_before();
-        facts.rows = change("rows", facts.rows, added.rows, 0)?;
-        facts.tokens = change("tokens", facts.tokens, added.tokens, 0)?;
+        facts.rows = change("rows", facts.rows, added.rows, taken.rows)?;
+        facts.tokens = change("tokens", facts.tokens, added.tokens, taken.tokens)?;
         facts.types = totals.types;
         facts.terms = vocabulary.len() as u64;
         let subsample = run.subsample(vocabulary, &facts)?;
@@ -92,6 +88,7 @@ impl Running<'_> {
             file,
             terms: vocabulary.len() as u64,
             added,
+            taken,
             inside: totals.tokens_inside,
             facts,
             outside: totals.outside,
@@ -99,10 +96,26 @@ impl Running<'_> {
             bad: bad.to_vec(),
             ranges,
         };
+        self.folder.send(self.scratch.path())?;
         if !self.folder.put(VOCABULARY, &done)? {
             remove_attempt(self.folder, &attempt);
         }
         Ok(())
+    }
+
+    /// What manifests of terms, or of their sums, hold together.
+    fn parts(&self, names: &[String]) -> Result<(FileTally, Vec<StoredDictionary>), EngineError> {
+        let (mut sum, mut dictionaries) = (FileTally::default(), Vec::new());
+        for name in names {
+            let done = FoldDone::read(self.folder, name)?;
+            sum.rows += done.added.rows;
+            sum.tokens += done.added.tokens;
+            for (name, terms) in done.dictionaries {
+                let path = self.fetch(&name)?;
+                dictionaries.push(StoredDictionary::Disk { path, terms });
+            }
+        }
+        Ok((sum, dictionaries))
     }
 }
 

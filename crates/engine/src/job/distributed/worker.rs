@@ -8,7 +8,12 @@ use std::time::{Duration, Instant};
 use pmill_store::{Job, JobName, Warehouse, killpoint};
 use pmill_text::{FeatureExtractor, Vocabulary};
 
+use super::annotate::{AnnotateHeader, LoadedAnnotation};
+use super::drive::Signed;
 use super::folder::{PlanFolder, io, superseded};
+use super::kept::Kept;
+use super::merge::{LoadedMerge, MergeHeader, is_merging};
+use super::place::is_remote;
 use super::plan::{PlanHeader, attempt, check_protocol};
 use super::score::{LoadedScoring, is_scoring};
 use super::spec::{TermsDone, UnitSpec, VOCABULARY, VocabularyDone, Work};
@@ -29,6 +34,9 @@ use crate::tables::TableFolder;
 
 /// How often a running unit looks whether it should stop.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// How often it asks an object store.
+const ASK: Duration = Duration::from_secs(5);
 
 /// What a worker may use.
 #[derive(Debug, Clone)]
@@ -54,6 +62,8 @@ pub struct UnitWorker {
     pub(super) limits: WorkerLimits,
     loaded: Mutex<Option<Arc<Loaded>>>,
     pub(super) scoring: Mutex<Option<Arc<LoadedScoring>>>,
+    pub(super) annotation: Kept<LoadedAnnotation>,
+    pub(super) merging: Kept<LoadedMerge>,
 }
 
 /// A plan as a worker has it.
@@ -120,6 +130,8 @@ impl UnitWorker {
             limits,
             loaded: Mutex::new(None),
             scoring: Mutex::new(None),
+            annotation: Kept::default(),
+            merging: Kept::default(),
         })
     }
 
@@ -153,6 +165,20 @@ impl UnitWorker {
         }
         let attempt = attempt();
         let result = (|| {
+            if let Work::Annotate { number } = spec.work {
+                let open = || LoadedAnnotation::open(&folder, self);
+                let annotation = self.annotation.get(folder.path(), open)?;
+                let _mark = folder.begin(spec, &attempt)?;
+                return self.attempt(spec, &name, cancel, |_, stop| {
+                    annotation.run(self, &folder, number, &attempt, stop)
+                });
+            }
+            if is_merging(&spec.work) {
+                let _mark = folder.begin(spec, &attempt)?;
+                return self.attempt(spec, &name, cancel, |scratch, stop| {
+                    self.run_merge(&folder, &spec.work, (&attempt, scratch.path()), stop)
+                });
+            }
             if is_scoring(spec) {
                 let scoring = self.load_scoring(&folder)?;
                 let _mark = folder.begin(spec, &attempt)?;
@@ -184,12 +210,33 @@ impl UnitWorker {
         })();
         if let Err(error) = &result {
             if !matches!(error, EngineError::Interrupted) {
-                folder.failed(spec, &attempt, error);
+                folder.failed(spec, &attempt, error, self.inputs(&folder, spec));
             }
             // What the attempt wrote is named by nobody.
             remove_attempt(&folder, &attempt);
         }
         result
+    }
+
+    /// The files that a unit reads, for a person: of the input, or of the table. None where it
+    /// reads what other units left of all files.
+    fn inputs(&self, folder: &PlanFolder, spec: &UnitSpec) -> Vec<String> {
+        let found = match &spec.work {
+            Work::Terms { .. } => return spec.work.inputs(),
+            Work::Count { number, .. } => unit_inputs(folder, *number),
+            Work::Sum { number } | Work::Score { number } => {
+                self.load_scoring(folder).map(|s| s.input(*number))
+            }
+            Work::Annotate { number } => AnnotateHeader::need(folder).map(|h| h.input(*number)),
+            Work::Remap { number } => MergeHeader::need(folder).map(|h| h.input(*number)),
+            Work::Merge { .. } => MergeHeader::need(folder).map(|h| h.inputs()),
+            Work::Average { .. }
+            | Work::Fold { .. }
+            | Work::Combine { .. }
+            | Work::Reduce { .. } => return Vec::new(),
+        };
+        // The failure itself is what has to be told.
+        found.unwrap_or_default()
     }
 
     /// Does the work of a unit within its limits.
@@ -207,10 +254,17 @@ impl UnitWorker {
         let deadline = Instant::now() + Duration::from_secs(spec.limit_seconds);
         let result = std::thread::scope(|scope| {
             let watcher = scope.spawn(|| {
+                // A store is asked less often: there may be thousands of units.
+                let pause = if is_remote(plans) { ASK } else { LOOK };
+                let mut next = Instant::now();
                 while !ended.load(Ordering::Acquire) {
+                    let ask = Instant::now() >= next;
+                    if ask {
+                        next = Instant::now() + pause;
+                    }
                     let why = if cancel.is_set() {
                         Some(EngineError::Interrupted)
-                    } else if superseded(plans, spec.epoch) {
+                    } else if ask && superseded(plans, spec.epoch) {
                         Some(EngineError::NotNow(
                             "a driver that started later has taken the job over".into(),
                         ))
@@ -265,7 +319,7 @@ impl UnitWorker {
     pub(super) fn vocabulary(
         &self,
         spec: &UnitSpec,
-        names: &[String],
+        names: &Signed,
         bad: &[(usize, String)],
     ) -> Result<(), EngineError> {
         let folder = PlanFolder::open(&spec.folder)?;
@@ -311,6 +365,13 @@ impl UnitWorker {
         )))
     }
 
+    pub(super) fn check_warehouse(&self, warehouse: &Warehouse) -> Result<(), EngineError> {
+        match warehouse.local() {
+            Some(root) => self.check_allowed(root),
+            None => self.check_allowed(Path::new(warehouse.url().as_str())),
+        }
+    }
+
     fn load(&self, folder: &PlanFolder) -> Result<Arc<Loaded>, EngineError> {
         let poisoned = |_| EngineError::Bug("a unit panicked while it loaded its plan".into());
         let mut kept = self.loaded.lock().map_err(poisoned)?;
@@ -334,9 +395,7 @@ impl UnitWorker {
             )));
         }
         let warehouse = Warehouse::open(&header.warehouse)?;
-        if let Some(root) = warehouse.local() {
-            self.check_allowed(root)?;
-        }
+        self.check_warehouse(&warehouse)?;
         let given = match &job.settings.vocabulary.file {
             Some(path) => Some(Arc::new(Vocabulary::from_file(path)?)),
             None => None,
@@ -393,11 +452,19 @@ impl<'a> Running<'a> {
                 let done = self.count(terms)?;
                 self.finish(&done)
             }
+            Work::Combine { parts, .. } => {
+                let done = self.combine(parts)?;
+                self.finish(&done)
+            }
             Work::Reduce { number, range } => {
                 let done = self.reduce(*number, range)?;
                 self.finish(&done)
             }
-            Work::Sum { .. } | Work::Score { .. } => Err(EngineError::Bug(format!(
+            Work::Sum { .. }
+            | Work::Score { .. }
+            | Work::Annotate { .. }
+            | Work::Remap { .. }
+            | Work::Merge { .. } => Err(EngineError::Bug(format!(
                 "`{}` is not of a count",
                 work.name()
             ))),
@@ -405,6 +472,7 @@ impl<'a> Running<'a> {
     }
 
     fn finish(&self, manifest: &impl serde::Serialize) -> Result<bool, EngineError> {
+        self.folder.send(self.scratch.path())?;
         finish(self.folder, self.name, self.attempt, self.stop, manifest)
     }
 
@@ -467,7 +535,7 @@ impl<'a> Running<'a> {
         }
         let done: VocabularyDone = self.folder.need(VOCABULARY)?;
         let known = Known {
-            vocabulary: read_vocabulary(self.folder, &done)?,
+            vocabulary: read_vocabulary(self.folder, &done, self.scratch.path())?,
             facts: done.facts,
             subsample: done.subsample,
         };
@@ -475,12 +543,22 @@ impl<'a> Running<'a> {
     }
 
     /// Where finished table files wait for the commit.
-    pub(super) fn table_folder(&self) -> TableFolder<'a> {
-        TableFolder::at(
-            &self.loaded.warehouse,
-            self.folder.tables(),
-            self.prepared().session.handle(),
-        )
+    pub(super) fn table_folder(&self, table: &str) -> TableFolder<'a> {
+        let (warehouse, runtime) = (&self.loaded.warehouse, self.prepared().session.handle());
+        if is_remote(self.folder.path()) {
+            return TableFolder::new(warehouse, &self.loaded.name, table, runtime);
+        }
+        TableFolder::at(warehouse, self.folder.tables(), runtime)
+    }
+
+    /// A data file as a file of this machine.
+    pub(super) fn fetch(&self, name: &str) -> Result<PathBuf, EngineError> {
+        self.folder.fetch(name, self.scratch.path())
+    }
+
+    /// Where data files are made.
+    pub(super) fn outbox(&self) -> Result<PathBuf, EngineError> {
+        self.folder.outbox(self.scratch.path())
     }
 }
 
@@ -502,6 +580,14 @@ pub(super) fn finish(
     Ok(first)
 }
 
+fn unit_inputs(folder: &PlanFolder, number: usize) -> Result<Vec<String>, EngineError> {
+    let header = PlanHeader::read(folder)?;
+    let units = header.map(|header| header.units(folder)).transpose()?;
+    let unit = units.and_then(|units| units.into_iter().nth(number));
+    let files = unit.into_iter().flat_map(|unit| unit.files);
+    Ok(files.map(|file| file.input.display()).collect())
+}
+
 /// A unit whose reading ends every process: its files are left out where bad files are skipped.
 fn skip_poison(
     spec: &UnitSpec,
@@ -512,7 +598,7 @@ fn skip_poison(
     let Work::Terms { unit, leave_out } = &spec.work else {
         return Err(poison);
     };
-    if header.on_bad_file != OnBadFile::Skip {
+    if header.on_bad_file != OnBadFile::Skip || header.is_taken(unit.number) {
         return Err(poison);
     }
     let files = unit.files.iter();
@@ -529,6 +615,10 @@ fn skip_poison(
 /// Removes the files of an attempt that failed or came second. What cannot be removed goes away
 /// with the plan's folder.
 pub(super) fn remove_attempt(folder: &PlanFolder, attempt: &str) {
+    if is_remote(folder.path()) {
+        // Looking through all objects of a large job would cost more than what lies there for a while.
+        return;
+    }
     for place in [folder.data(), folder.tables()] {
         for name in super::folder::names(&place).unwrap_or_default() {
             if name.contains(attempt) {
