@@ -32,6 +32,8 @@ mod score;
 #[cfg(feature = "serve")]
 mod serve;
 mod snapshot;
+#[cfg(feature = "cluster")]
+mod snapshot_cluster;
 mod snapshot_gate;
 #[cfg(feature = "serve")]
 mod snapshot_service;

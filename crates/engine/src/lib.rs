@@ -46,6 +46,7 @@ pub mod score;
 pub mod session;
 pub mod settings;
 pub mod slices;
+pub mod snapshots;
 pub mod sources;
 pub mod sql;
 pub mod stored;

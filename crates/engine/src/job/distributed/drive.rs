@@ -29,6 +29,8 @@ use crate::settings::RecordedSettings;
 /// The phases of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
+    /// Slices of snapshots are averaged.
+    Average,
     /// Units are read.
     Terms,
     /// The terms of many units are summed.
@@ -48,6 +50,7 @@ impl Phase {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Average => "average",
             Self::Terms => "terms",
             Self::Fold => "fold",
             Self::Count => "count",

@@ -14,6 +14,7 @@
 //! [`super::count`] writes.
 
 mod attempts;
+mod average;
 mod commit;
 mod drive;
 mod fold;
@@ -29,6 +30,7 @@ mod terms;
 mod vocabulary;
 mod worker;
 
+pub use average::AverageDrive;
 pub use commit::commit;
 pub use drive::{Drive, Phase, Runner};
 pub use folder::PlanFolder;

@@ -133,6 +133,9 @@ impl UnitWorker {
     pub fn run(&self, spec: &UnitSpec, cancel: &StopFlag) -> Result<bool, EngineError> {
         check_protocol(spec.protocol, "another version")?;
         self.check_allowed(&spec.folder)?;
+        if let Work::Average { range, .. } = &spec.work {
+            return self.run_average(spec, range, cancel);
+        }
         for file in match &spec.work {
             Work::Terms { unit, .. } => &unit.files[..],
             _ => &[],
@@ -377,6 +380,7 @@ pub(super) struct Running<'a> {
 impl<'a> Running<'a> {
     fn work(&self, work: &Work) -> Result<bool, EngineError> {
         match work {
+            Work::Average { .. } => Err(EngineError::Bug("an average is not of a count".into())),
             Work::Terms { unit, leave_out } => {
                 let done = self.terms(unit, leave_out)?;
                 self.finish(&done)
