@@ -1,12 +1,14 @@
 """Merging eight snapshots: pmill against mergekit and an incremental PyTorch average, in one run.
 
     python tools/bench_snapshots.py --pmill target/release/pmill --work .cache/bench-snapshots [--peers VENV] [--runs 3]
+        [--inputs FOLDER]
 
 Two sets, one after the other and removed again: 0.88 GB each in BF16 (three of them in two shards), and 1.07 GB
 each in F32. The page cache is warm. For each program: the median wall time of the runs, processor time, peak
 resident memory, and how the wall time stands to the limit: bytes in at the measured read rate, plus bytes out at
 the measured write rate (the output synced). Needs NumPy; PEERS is a virtual environment with torch, safetensors
-and mergekit, and what it lacks is left out. Disk: 11 GB.
+and mergekit, and what it lacks is left out. Disk: 11 GB; 9 of them in the folder of --inputs when one is given (in
+/dev/shm they are memory, as the page cache is).
 """
 
 import argparse
@@ -199,7 +201,7 @@ def programs(options, folder, kind):
 
 
 def bench(options, kind):
-    folder, output = options.work / kind, options.work / f"out-{kind}"
+    folder, output = options.inputs / kind, options.work / f"out-{kind}"
     print(f"making the {kind} set", file=sys.stderr)
     make(folder, kind)
     files = sorted(folder.glob("agent*/*.safetensors"))
@@ -239,20 +241,25 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pmill", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--inputs", type=Path)
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     options = parser.parse_args()
     options.work = options.work.resolve()
     options.work.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(options.work).free < 13e9:
-        sys.exit(f"{options.work}: 13 GB must be free")
+    options.inputs = (options.inputs or options.work).resolve()
+    for place, least in ((options.work, 4e9), (options.inputs, 13e9 if options.inputs == options.work else 9.5e9)):
+        if shutil.disk_usage(place).free < least:
+            sys.exit(f"{place}: {least / 1e9:.1f} GB must be free")
     print(f"{platform.platform()}, {os.cpu_count()} processors")
     try:
         for kind in options.sets:
             bench(options, kind)
     finally:
         shutil.rmtree(options.work, ignore_errors=True)
+        for kind in SETS:
+            shutil.rmtree(options.inputs / kind, ignore_errors=True)
 
 
 if __name__ == "__main__":

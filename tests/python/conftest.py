@@ -9,6 +9,8 @@ import pytest
 
 import pmill
 
+pytest_plugins = ["s3"]
+
 
 def pytest_configure(config):
     path = pmill.binary()

@@ -9,7 +9,7 @@ SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request ra
 class FaultyProxy:
     """Forwards to `host:port`. `fault(number, method, path)` says what befalls a request (numbers count from 0):
     None, "slow down" (503), "slow" (a second late), "reset" (cut in the middle of the answer), "lost" (done, but
-    the answer never arrives), "gone" (the connection is cut before anything happens)."""
+    the answer never arrives), "gone" (the connection is cut before anything happens), "hang" (no answer for long)."""
 
     def __init__(self, host, port):
         self.upstream, self.fault, self.seen, self.spoiled = (host, port), lambda *_: None, 0, 0
@@ -47,6 +47,8 @@ class FaultyProxy:
             answer = f"HTTP/1.1 503 Slow Down\r\nContent-Length: {len(SLOW_DOWN)}\r\nConnection: close\r\n\r\n"
             writer.write(answer.encode() + SLOW_DOWN)
             return await writer.drain()
+        if fault == "hang":
+            await asyncio.sleep(60)
         if fault == "slow":
             await asyncio.sleep(1)
         kept = [line for line in lines if line and not line.lower().startswith("connection:")]

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import certificates
 import pmill
+from cluster import Cluster
 
 EXAMPLE = Path(__file__).parent / "examples" / "merge_agent.py"
 
@@ -42,8 +43,8 @@ def messages(stubs):
 class Service:
     """A service in its own process."""
 
-    def __init__(self, folder, *flags, listen="127.0.0.1:0"):
-        self.folder, self.flags, self.listen = Path(folder), flags, listen
+    def __init__(self, folder, *flags, listen="127.0.0.1:0", env=None):
+        self.folder, self.flags, self.listen, self.env = Path(folder), flags, listen, env
         self.start()
 
     def start(self):
@@ -53,7 +54,7 @@ class Service:
             + [self.listen, *map(str, self.flags)],
             stdout=subprocess.PIPE,
             stderr=self.log,
-            env=pmill.environment(),
+            env=self.env or pmill.environment(),
         )
         self.url = self.process.stdout.readline().decode().strip()
         assert self.url.startswith("http"), (self.folder / "service.log").read_text()
@@ -359,6 +360,56 @@ def test_state_outlives_kills_at_any_moment(stubs, messages, tmp_path):
     left = sorted(path.name for path in folder.iterdir())
     assert left == ["agents", "decision.json", "merged", "outcome.json", "run.json"]
     assert service.stop() == 0
+
+
+def test_agents_publish_uris_of_a_store(stubs, messages, store, tmp_path):
+    """The service reads snapshots from S3; a store that stumbles is tried again."""
+    folders = agents(tmp_path, 3)
+    for folder in folders:
+        for path in folder.iterdir():
+            store.client.put_object(Bucket=store.bucket, Key=f"runs/{folder.name}/{path.name}", Body=path.read_bytes())
+    service = Service(tmp_path, "--root", f"{store.uri}/runs/", env=store.env())
+    try:
+        stub = service.stub()
+        announce(messages, stub, "s3", 3)
+        outside = lambda uri: publish(messages, stub, "s3", 0, uri)  # noqa: E731
+        for uri in (f"{store.uri}/other", f"{store.uri}/runs/../other", "s3://other/runs"):
+            refused(grpc.StatusCode.INVALID_ARGUMENT, lambda uri=uri: outside(uri), "outside of the folders")
+        refused(grpc.StatusCode.INVALID_ARGUMENT, lambda: outside(f"{store.uri}/runs/none"), "holds no snapshot")
+        store.proxy.fault = lambda number, *_: "slow down" if number % 3 == 1 else None
+        uris = [f"{store.uri}/runs/{folder.name}" for folder in folders]
+        for number, uri in enumerate(uris[:2]):
+            assert publish(messages, stub, "s3", number, uri).outcome == messages.PublishReply.OUTCOME_ACCEPTED
+        # By the command, which reads the snapshot itself first.
+        service.pmill("publish", uris[2], "--run", "s3", "--agent", "2", "--step", "1", env=store.env())
+        state = ended(messages, stub, "s3")
+        assert state.phase == messages.Run.PHASE_MERGED, state.message
+        assert [record.uri for record in state.published] == uris
+        pmill.run("snapshot", "merge", *folders, "-o", tmp_path / "expected")
+        merged = Path(state.merged_uri) / "model.safetensors"
+        assert merged.read_bytes() == (tmp_path / "expected" / "model.safetensors").read_bytes()
+    finally:
+        assert service.stop() == 0
+
+
+def test_the_merge_of_a_run_is_done_on_a_cluster(stubs, messages, tmp_path):
+    folders = agents(tmp_path, 3)
+    with Cluster(tmp_path / "cluster", executors=1) as cluster:
+        service = Service(tmp_path, "--cluster", cluster.url)
+        try:
+            stub = service.stub()
+            announce(messages, stub, "far", 3)
+            for number, folder in enumerate(folders):
+                publish(messages, stub, "far", number, folder)
+            state = ended(messages, stub, "far", timeout=100)
+            assert state.phase == messages.Run.PHASE_MERGED, state.message
+        finally:
+            assert service.stop() == 0
+        log = cluster.executors[0].log.read_text()
+        assert "average-0-" in log, log
+    pmill.run("snapshot", "merge", *folders, "-o", tmp_path / "expected")
+    merged = Path(state.merged_uri) / "model.safetensors"
+    assert merged.read_bytes() == (tmp_path / "expected" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("moment", ["run.json", "agents", "decision.json", "merged"])

@@ -552,3 +552,20 @@ impl JobsArgs {
         })
     }
 }
+
+impl ClusterArgs {
+    /// What runs units that may fail `attempts` times.
+    pub fn runner<'a>(&self, attempts: u32, bar: &'a Bar) -> Result<ClusterRunner<'a>, Failure> {
+        let url = self.cluster.clone().unwrap_or_default();
+        let patience = Patience {
+            nothing: Duration::from_secs(self.cluster_patience),
+            attempts,
+        };
+        Ok(ClusterRunner::connect(
+            &url,
+            &self.client.security(),
+            patience,
+            bar,
+        )?)
+    }
+}

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use pmill_snapshot::{DistanceSettings, MergeSettings, SnapshotPath, distance, merge, plan_merge};
+use pmill_engine::snapshots;
+use pmill_snapshot::{DistanceSettings, MergeSettings, distance, merge, plan_merge};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -29,7 +30,7 @@ pub struct MergePipeline {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Merge {
-    /// Snapshots: paths and globs; those of a glob in the order of their names.
+    /// Snapshots: paths, URIs and globs over paths; those of a glob in the order of their names.
     pub snapshots: Vec<String>,
     /// Folder to make, or one .safetensors file.
     pub output: PathBuf,
@@ -75,7 +76,7 @@ pub struct Distance {
 fn places(list: &[String]) -> Result<Vec<PathBuf>, Failure> {
     let mut places = Vec::new();
     for text in list {
-        if !text.contains(['*', '?', '[']) {
+        if !text.contains(['*', '?', '[']) || text.contains("://") {
             places.push(PathBuf::from(text));
             continue;
         }
@@ -120,7 +121,7 @@ impl MergePipeline {
     /// Runs the pipeline.
     pub fn run(self, global: &Global, dry_run: bool) -> Outcome {
         let Merge {
-            snapshots,
+            snapshots: named,
             output,
             mut settings,
             gate,
@@ -133,12 +134,9 @@ impl MergePipeline {
         if let Some(limit) = global.memory_limit {
             settings.memory_limit_bytes = limit.0;
         }
-        let places = places(&snapshots)?;
-        let inputs = places
-            .iter()
-            .map(SnapshotPath::local)
-            .collect::<Result<Vec<_>, _>>()?;
-        let plan = plan_merge(&inputs, &output, &settings)?;
+        let places = places(&named)?;
+        let inputs = snapshots::open_all(&places)?;
+        let plan = snapshots::at_its_target(plan_merge(&inputs, &output, &settings)?)?;
         if dry_run {
             let gate = gate.map(|gate| gate.evaluate);
             let then = gate

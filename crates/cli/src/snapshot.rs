@@ -4,11 +4,12 @@ use clap::{Args, Subcommand, ValueEnum};
 use pmill_engine::Kind;
 use pmill_engine::memory::ByteSize;
 use pmill_engine::progress::{Progress as _, Unit};
+use pmill_engine::snapshots::{self, open_all};
 use pmill_snapshot::{
     DType, DistanceSettings, ErrorKind, InspectSettings, LowRank, MatrixReport, MergePlan,
     MergeReport, MergeSettings, MixingMatrix, OnProgress, Points, Progress, Schedule,
-    SnapshotError, SnapshotPath, TensorRule, Topology, Weight, Weights, distance, inspect_with,
-    merge, plan_interpolate, plan_merge, plan_mix,
+    SnapshotError, TensorRule, Topology, Weight, Weights, distance, inspect_with, merge,
+    plan_interpolate, plan_merge, plan_mix,
 };
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -41,7 +42,7 @@ pub struct SnapshotArgs {
 pub enum SnapshotCommand {
     /// List tensors, shapes, types, files and metadata of a snapshot.
     Inspect {
-        /// A folder, a .safetensors file or an index file.
+        /// A folder, a .safetensors file or an index file; a path or s3://BUCKET/KEY.
         snapshot: PathBuf,
         /// Read all data: digests and counts of NaN and infinity.
         #[arg(long)]
@@ -52,7 +53,7 @@ pub enum SnapshotCommand {
         /// Two or more snapshots.
         #[arg(required = true)]
         snapshots: Vec<PathBuf>,
-        /// Folder to make, or one .safetensors file.
+        /// Folder to make, or one .safetensors file; a path or s3://BUCKET/KEY.
         #[arg(long, short)]
         output: PathBuf,
         /// A weight for each snapshot, such as 0.5,0.25,1/4; they must sum to 1.
@@ -67,6 +68,10 @@ pub enum SnapshotCommand {
         /// Whether the result is good enough.
         #[command(flatten)]
         gate: GateOptions,
+        /// Where its slices are averaged.
+        #[cfg(feature = "cluster")]
+        #[command(flatten)]
+        cluster: Box<crate::snapshot_cluster::MergeClusterArgs>,
     },
     /// Say how far snapshots are from each other, and whether a merge may work.
     Distance {
@@ -246,10 +251,22 @@ impl MergeOptions {
             memory_limit_bytes: args.memory_limit.unwrap_or(defaults.memory_limit_bytes),
         }
     }
-}
 
-fn open(places: &[PathBuf]) -> Result<Vec<SnapshotPath>, SnapshotError> {
-    places.iter().map(SnapshotPath::local).collect()
+    /// The settings with these weights, or by these examples.
+    fn weighted(
+        &self,
+        args: &SnapshotArgs,
+        weights: &[Weight],
+        examples: &[Weight],
+    ) -> MergeSettings {
+        let mut settings = self.settings(args);
+        if !weights.is_empty() {
+            settings.weights = Weights::Fractions(weights.to_vec());
+        } else if !examples.is_empty() {
+            settings.weights = Weights::Examples(examples.to_vec());
+        }
+        settings
+    }
 }
 
 pub(crate) fn read_text(path: &PathBuf) -> Result<String, SnapshotError> {
@@ -297,6 +314,10 @@ impl SnapshotArgs {
         }
         self.threads = Some(global.threads());
         self.memory_limit = global.memory_limit.map(|size| size.0);
+        #[cfg(feature = "cluster")]
+        if let Some(outcome) = self.on_cluster(global) {
+            return outcome;
+        }
         let bar = Bar::new(global);
         let stop = stop_flag();
         let done = AtomicU64::new(0);
@@ -321,6 +342,37 @@ impl SnapshotArgs {
                 text: String::new(),
             },
         })
+    }
+
+    /// Merges on a cluster, when one was named.
+    #[cfg(feature = "cluster")]
+    fn on_cluster(&self, global: &Global) -> Option<Outcome> {
+        let SnapshotCommand::Merge {
+            snapshots,
+            output,
+            weights,
+            examples,
+            options,
+            gate,
+            cluster,
+        } = &self.command
+        else {
+            return None;
+        };
+        if !cluster.is_asked_for() || self.dry_run {
+            return None;
+        }
+        if gate.evaluate.is_some() {
+            return Some(Err(Failure::user(
+                "--evaluate judges a merge of this process; give --evaluate or --cluster (PMILL_CLUSTER)",
+            )));
+        }
+        let settings = options.weighted(self, weights, examples);
+        let merged = cluster.merge(snapshots, output, &settings, global);
+        Some(merged.map(|report| Output::Summary {
+            text: merge_text(&report),
+            json: json!(report),
+        }))
     }
 
     /// Whether the result is a model, and what is printed a summary.
@@ -363,7 +415,7 @@ pub fn run(
                 read_data: *data,
                 threads: args.threads,
             };
-            let inventory = inspect_with(&SnapshotPath::local(snapshot)?, settings)?;
+            let inventory = inspect_with(&snapshots::open(snapshot)?, settings)?;
             if json {
                 object(&inventory)
             } else {
@@ -377,16 +429,12 @@ pub fn run(
             examples,
             options,
             gate,
+            ..
         } => {
-            let mut settings = options.settings(args);
-            if !weights.is_empty() {
-                settings.weights = Weights::Fractions(weights.clone());
-            } else if !examples.is_empty() {
-                settings.weights = Weights::Examples(examples.clone());
-            }
+            let settings = options.weighted(args, weights, examples);
             if gate.evaluate.is_some() && !args.dry_run {
                 let (report, gate) =
-                    gated(&open(snapshots)?, output, &settings, gate, on_progress)?;
+                    gated(&open_all(snapshots)?, output, &settings, gate, on_progress)?;
                 return Ok(if json {
                     snapshot_gate::object(&report, &gate)
                 } else {
@@ -394,7 +442,7 @@ pub fn run(
                 });
             }
             finish(
-                plan_merge(&open(snapshots)?, output, &settings)?,
+                plan_merge(&open_all(snapshots)?, output, &settings)?,
                 args,
                 json,
                 on_progress,
@@ -409,7 +457,7 @@ pub fn run(
                 tensors: tensors.clone(),
                 threads: args.threads,
             };
-            let report = distance(&open(snapshots)?, &settings, on_progress)?;
+            let report = distance(&open_all(snapshots)?, &settings, on_progress)?;
             if let Some(path) = html {
                 std::fs::write(path, report.html()).map_err(|source| SnapshotError::Write {
                     path: path.display().to_string(),
@@ -430,7 +478,12 @@ pub fn run(
         } => {
             let points = Points::Grid { steps: *steps };
             finish(
-                plan_interpolate(&open(snapshots)?, &points, output, &options.settings(args))?,
+                plan_interpolate(
+                    &open_all(snapshots)?,
+                    &points,
+                    output,
+                    &options.settings(args),
+                )?,
                 args,
                 json,
                 on_progress,
@@ -451,7 +504,12 @@ pub fn run(
                     Ok(matrix_text(&report).into())
                 };
             };
-            let plan = plan_mix(&open(snapshots)?, &matrix, output, &options.settings(args))?;
+            let plan = plan_mix(
+                &open_all(snapshots)?,
+                &matrix,
+                output,
+                &options.settings(args),
+            )?;
             let done = finish(plan, args, json, on_progress)?;
             Ok(match done {
                 Value::Object(mut object) => {
@@ -547,6 +605,7 @@ fn finish(
     json: bool,
     on_progress: OnProgress<'_>,
 ) -> Result<Value, SnapshotError> {
+    let plan = snapshots::at_its_target(plan)?;
     if args.dry_run {
         let value = json!({
             "target": plan.target(), "input_bytes": plan.input_bytes(), "output_bytes": plan.output_bytes(),

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
+use pmill_engine::snapshots::is_remote;
 use pmill_snapshot::{
     MergeReport, MergeSettings, OnProgress, SnapshotError, SnapshotPath, Weight, Weights, merge,
     plan_merge,
@@ -212,6 +213,12 @@ pub fn gated(
     let Some(command) = options.evaluate.as_deref() else {
         return Err(settings("a gate needs a command that evaluates".to_owned()));
     };
+    if is_remote(output) {
+        return Err(settings(format!(
+            "`{}`: a model waits for its gate in a local folder, as it gets its name by a rename; merge into a folder, or without --evaluate",
+            output.display()
+        )));
+    }
     // Everything that can be refused is refused before anything is evaluated.
     let plan = plan_merge(inputs, output, merge_settings)?;
     let room = waiting_room(output);

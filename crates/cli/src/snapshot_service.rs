@@ -9,11 +9,14 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use pmill_engine::Kind;
 use pmill_engine::progress::StopFlag;
+use pmill_engine::snapshots;
 use pmill_serve::snapshots::proto::{self, publish_reply, run::Phase};
 use pmill_serve::snapshots::registry::Limits;
 use pmill_serve::snapshots::server::read_tokens;
-use pmill_serve::snapshots::{Client, ClientSettings, MergeServiceError, ServerSettings, serve};
-use pmill_snapshot::{ErrorKind, InspectSettings, SnapshotPath, inspect_with};
+use pmill_serve::snapshots::{
+    Client, ClientSettings, InProcess, MergeServiceError, Merger, ServerSettings, serve,
+};
+use pmill_snapshot::{ErrorKind, InspectSettings, inspect_with};
 use serde_json::{Value, json};
 
 use crate::limits::Global;
@@ -48,7 +51,7 @@ pub struct ServeArgs {
     /// Folder of the warehouse: runs and merged snapshots are kept in its folder merge-runs
     #[arg(long, value_name = "FOLDER", env = "PMILL_WAREHOUSE")]
     warehouse: String,
-    /// Folder below which agents may publish; may be given again
+    /// Folder below which agents may publish (a path or s3://BUCKET/KEY); may be given again
     #[arg(long, value_name = "FOLDER", required = true)]
     root: Vec<PathBuf>,
     /// Address; port 0 takes a free one
@@ -69,6 +72,25 @@ pub struct ServeArgs {
     /// Serve other addresses than loopback without TLS and authentication
     #[arg(long)]
     insecure: bool,
+    /// Run merges on a cluster that sees the same files: the scheduler's URL
+    #[cfg(feature = "cluster")]
+    #[arg(long, value_name = "URL", env = "PMILL_CLUSTER")]
+    cluster: Option<String>,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    scheduler: SchedulerAccess,
+}
+
+/// How the scheduler is reached; the names differ from those of the service's own TLS.
+#[cfg(feature = "cluster")]
+#[derive(Debug, Clone, Args)]
+struct SchedulerAccess {
+    /// Authority that signed the scheduler's certificate (PEM)
+    #[arg(long, value_name = "FILE")]
+    cluster_tls_ca: Option<PathBuf>,
+    /// File of the token that the scheduler asks for
+    #[arg(long, value_name = "FILE")]
+    cluster_token_file: Option<PathBuf>,
 }
 
 /// How the service is reached.
@@ -163,7 +185,7 @@ pub struct AnnounceArgs {
 /// Hand a snapshot in
 #[derive(Debug, Args)]
 pub struct PublishArgs {
-    /// Folder, safetensors file or index
+    /// Folder, safetensors file or index; a path or s3://BUCKET/KEY
     snapshot: String,
     /// Name of the run
     #[arg(long, value_name = "NAME")]
@@ -271,6 +293,21 @@ impl ServiceCommand {
 }
 
 impl ServeArgs {
+    fn merger(&self) -> Arc<dyn Merger> {
+        #[cfg(feature = "cluster")]
+        if let Some(url) = &self.cluster {
+            return Arc::new(crate::snapshot_cluster::OnCluster {
+                url: url.clone(),
+                security: pmill_cluster::ClientSecurity {
+                    ca: self.scheduler.cluster_tls_ca.clone(),
+                    certificate: None,
+                    token_file: self.scheduler.cluster_token_file.clone(),
+                },
+            });
+        }
+        Arc::new(InProcess)
+    }
+
     fn run(&self, global: &Global, dry_run: bool) -> Outcome {
         let settings = ServerSettings {
             warehouse: self.warehouse.clone(),
@@ -285,6 +322,7 @@ impl ServeArgs {
                 threads: Some(global.threads()),
                 memory_limit_bytes: global.memory_limit.map(|size| size.0),
             },
+            merger: self.merger(),
         };
         if dry_run {
             settings.check()?;
@@ -420,17 +458,20 @@ impl PublishArgs {
         let (uri, digest) = if self.no_digest {
             (self.snapshot.clone(), String::new())
         } else {
-            let path = std::path::Path::new(&self.snapshot)
-                .canonicalize()
-                .map_err(|source| pmill_snapshot::SnapshotError::Read {
-                    path: self.snapshot.clone(),
-                    source,
-                })?;
+            let mut path = PathBuf::from(&self.snapshot);
+            if !snapshots::is_remote(&path) {
+                path =
+                    path.canonicalize()
+                        .map_err(|source| pmill_snapshot::SnapshotError::Read {
+                            path: self.snapshot.clone(),
+                            source,
+                        })?;
+            }
             let settings = InspectSettings {
                 read_data: true,
                 threads: Some(global.threads()),
             };
-            let inventory = inspect_with(&SnapshotPath::local(&path)?, settings)?;
+            let inventory = inspect_with(&snapshots::open(&path)?, settings)?;
             let digest = inventory.digest.map(|digest| digest.to_string());
             (path.display().to_string(), digest.unwrap_or_default())
         };

@@ -45,6 +45,7 @@ pub mod scan;
 pub mod score;
 pub mod session;
 pub mod settings;
+pub mod snapshots;
 pub mod sources;
 pub mod sql;
 pub mod stored;

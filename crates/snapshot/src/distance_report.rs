@@ -420,7 +420,8 @@ impl DistanceReport {
             "Same sign",
             4,
             &|i, j| Some(self.sign_agreement[i][j]),
-            &|value| 1.0 - value,
+            // Half of the signs agree by chance.
+            &|value| 2.0 * (1.0 - value),
         );
         page.push_str("<h2>Tensors, farthest apart first</h2>\n<table><tr><th class=\"name\">tensor</th><th>shape</th><th>consensus</th><th>share</th><th>smallest cosine</th><th>same sign</th></tr>\n");
         for tensor in self.farthest(usize::MAX) {
@@ -476,10 +477,12 @@ impl DistanceReport {
 fn colour(heat: f64) -> String {
     let heat = heat.clamp(0.0, 1.0);
     let text = if heat > 0.55 { "#fff" } else { "#222" };
+    let mix = |near: f64, far: f64| near + (far - near) * heat;
     format!(
-        " style=\"background:hsl({:.0} 65% {:.0}%);color:{text}\"",
-        205.0 - 185.0 * heat,
-        94.0 - 52.0 * heat
+        " style=\"background:rgb({:.0} {:.0} {:.0});color:{text}\"",
+        mix(230.0, 177.0),
+        mix(241.0, 82.0),
+        mix(250.0, 35.0)
     )
 }
 

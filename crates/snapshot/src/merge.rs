@@ -43,7 +43,21 @@ pub type OnProgress<'a> = &'a (dyn Fn(Progress) -> bool + Sync);
 /// Reading, writing, NaN and infinity, overflow of a narrower type, changed inputs, an output that exists.
 /// After an error that lies in the inputs nothing stays behind; after others the next run goes on.
 pub fn merge(plan: &MergePlan, on_progress: OnProgress<'_>) -> Result<MergeReport, SnapshotError> {
+    if let Some(store) = &plan.store {
+        return crate::upload::merge(plan, store.as_ref(), on_progress);
+    }
     merge_parts(plan, None, on_progress)
+}
+
+/// The report of an output that this very plan has published already; `None` when nothing stands there.
+///
+/// # Errors
+/// [`SnapshotError::Exists`] when something else does, unless it is to be replaced; a store that is away.
+pub fn published(plan: &MergePlan) -> Result<Option<MergeReport>, SnapshotError> {
+    match &plan.store {
+        Some(store) => crate::upload::published(plan, store.as_ref()),
+        None => manifest::published(plan),
+    }
 }
 
 /// The same; with a folder of parts the slices are read from there instead of being computed.

@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 #[derive(Serialize, Deserialize)]
 struct Head {
@@ -82,8 +84,7 @@ pub fn average_slice(
     .map_err(|error| SnapshotError::Internal {
         what: error.to_string(),
     })?;
-    // A name of its own for each process, for two may try the same slice.
-    let staged = folder.join(format!(".slice-{slice:08}.{}", std::process::id()));
+    let staged = folder.join(format!(".slice-{slice:08}.{}", unique()));
     let write = |error| SnapshotError::write(&path, error);
     let mut file = BufWriter::new(File::create(&staged).map_err(write)?);
     file.write_all(&head)
@@ -100,6 +101,18 @@ pub fn average_slice(
     }
     fs::rename(&staged, &path).map_err(write)?;
     Ok(path)
+}
+
+/// A name that no other attempt at a slice has, in this process or on another machine.
+fn unique() -> String {
+    static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    format!(
+        "{}-{}-{}",
+        std::process::id(),
+        now.map_or(0, |age| age.as_nanos()),
+        ATTEMPTS.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// Makes the output of a plan from the parts of all its slices, which stay where they are.

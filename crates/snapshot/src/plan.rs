@@ -11,6 +11,7 @@ use crate::error::SnapshotError;
 use crate::header::TensorInfo;
 use crate::layout::{self, PlannedShard};
 use crate::lowrank;
+use crate::objects::ObjectFolder;
 use crate::resolve::Planner;
 use crate::settings::{Action, LowRank, MergeSettings};
 use crate::snapshot::Snapshot;
@@ -18,6 +19,7 @@ use crate::source::SnapshotPath;
 use crate::weights::Row;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// How the bytes of an output tensor come about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +75,8 @@ pub struct MergePlan {
     pub(crate) settings: MergeSettings,
     /// The folder or file that is to appear.
     pub(crate) target: PathBuf,
+    /// The prefix that holds the target, when it is in an object store.
+    pub(crate) store: Option<Arc<dyn ObjectFolder>>,
     pub(crate) outputs: Vec<PlannedOutput>,
     pub(crate) tensors: Vec<PlannedTensor>,
     pub(crate) shards: Vec<PlannedShard>,
@@ -97,6 +101,14 @@ impl MergePlan {
     #[must_use]
     pub fn target(&self) -> &Path {
         &self.target
+    }
+
+    /// Has the output written to an object store: `store` is the prefix under which the target's last name
+    /// appears.
+    #[must_use]
+    pub fn onto(mut self, store: Arc<dyn ObjectFolder>) -> Self {
+        self.store = Some(store);
+        self
     }
 
     /// The weights of each output, with the folder it goes to (empty for a plain merge).
@@ -310,6 +322,7 @@ pub(crate) fn plan_rows(
         inputs,
         settings: settings.clone(),
         target: output.to_owned(),
+        store: None,
         outputs,
         tensors,
         shards,

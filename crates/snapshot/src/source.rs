@@ -1,6 +1,6 @@
 //! Where the bytes come from: a folder of named files that can be listed and read by range.
 //!
-//! [`LocalFolder`] is the only implementation here; an object store fits behind the same trait.
+//! [`LocalFolder`] is the only implementation here; `pmill_engine::snapshots` has that of an object store.
 
 use crate::error::SnapshotError;
 use std::collections::HashMap;
@@ -46,7 +46,7 @@ pub trait RangeSource: Send + Sync + std::fmt::Debug {
     /// Fills `buffer` from `offset` of the file `name`.
     ///
     /// # Errors
-    /// `UnexpectedEof` when the file ends before the buffer is full.
+    /// `UnexpectedEof` when the file ends before the buffer is full, or is another one than `stat` told of.
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 
     /// The length of a read that pays for its latency: small for a local file (the copy should stay in

@@ -378,6 +378,8 @@ impl Staging {
         }
         let old = sibling(target, "old");
         if plan.is_file() {
+            // Else a kill between the two renames would leave the old file beside the new manifest.
+            remove(target)?;
             let manifest_path = manifest_path(plan);
             fs::rename(&manifest_staged, &manifest_path).map_err(write(&manifest_path))?;
             fs::rename(out.join(&plan.shards[0].file), target).map_err(write(target))?;

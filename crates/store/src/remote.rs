@@ -25,12 +25,21 @@ pub fn is_remote(location: &str) -> bool {
 pub fn bucket(url: &Url) -> Result<Arc<dyn ObjectStore>, StoreError> {
     #[cfg(feature = "s3")]
     if url.scheme() == "s3" {
-        return s3::bucket(url);
+        return Ok(s3::bucket(url)?);
     }
     Err(StoreError::Location {
         location: url.to_string(),
         reason: format!("scheme `{}` is not in this build", url.scheme()),
     })
+}
+
+/// The same store for uploads whose parts come in any order, from any process.
+///
+/// # Errors
+/// As [`bucket`].
+#[cfg(feature = "s3")]
+pub fn uploads(url: &Url) -> Result<Arc<dyn object_store::multipart::MultipartStore>, StoreError> {
+    Ok(s3::bucket(url)?)
 }
 
 /// Waits for requests to an object store, from any thread.
@@ -69,8 +78,8 @@ mod s3 {
         LogStore, LogStoreFactory, ObjectStoreFactory, ObjectStoreRef, StorageConfig,
         default_logstore, logstore_factories, object_store_factories,
     };
-    use deltalake_core::{DeltaResult, DeltaTableError, ObjectStore};
-    use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
+    use deltalake_core::{DeltaResult, DeltaTableError};
+    use object_store::aws::{AmazonS3, AmazonS3Builder, S3ConditionalPut};
     use object_store::client::SpawnedReqwestConnector;
     use object_store::path::Path as ObjectPath;
     use object_store::{BackoffConfig, ClientOptions, RetryConfig};
@@ -100,8 +109,8 @@ mod s3 {
         Ok(RUNTIME.get_or_init(|| started).handle())
     }
 
-    pub(super) fn bucket(url: &Url) -> Result<Arc<dyn ObjectStore>, StoreError> {
-        static BUCKETS: OnceLock<Mutex<HashMap<String, Arc<dyn ObjectStore>>>> = OnceLock::new();
+    pub(super) fn bucket(url: &Url) -> Result<Arc<AmazonS3>, StoreError> {
+        static BUCKETS: OnceLock<Mutex<HashMap<String, Arc<AmazonS3>>>> = OnceLock::new();
         let refuse = |reason: String| StoreError::Location {
             location: url.to_string(),
             reason,
@@ -152,7 +161,7 @@ mod s3 {
             .with_http_connector(SpawnedReqwestConnector::new(runtime()?.clone()))
             .build()
             .map_err(|error| refuse(error.to_string()))?;
-        let store: Arc<dyn ObjectStore> = Arc::new(store);
+        let store = Arc::new(store);
         buckets.insert(name.to_owned(), store.clone());
         Ok(store)
     }

@@ -4,16 +4,27 @@
 //! and the architecture come first, so that a wrong snapshot is refused before its data is read.
 
 use super::error::MergeServiceError;
+use pmill_engine::snapshots::is_remote;
 use pmill_snapshot::{
     Action, Digest, InspectSettings, MergeSettings, SnapshotError, SnapshotPath, TensorRule,
     Weights, inspect_with, plan_merge,
 };
 use std::path::{Component, Path, PathBuf};
 
-/// The folders below which agents may publish.
+/// The folders below which agents may publish: paths that exist, and URIs of an object store.
 #[derive(Debug, Clone)]
 pub struct Places {
     roots: Vec<PathBuf>,
+}
+
+/// A URI as it is compared: without empty parts, and without `.` and `..`, which mean nothing in a store.
+fn plain_uri(uri: &str) -> Option<PathBuf> {
+    let (scheme, rest) = uri.split_once("://")?;
+    let parts: Vec<&str> = rest.split('/').filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() || parts.iter().any(|part| [".", ".."].contains(part)) {
+        return None;
+    }
+    Some(format!("{scheme}://{}", parts.join("/")).into())
 }
 
 impl Places {
@@ -28,6 +39,14 @@ impl Places {
             ));
         }
         let whole = |root: &PathBuf| {
+            if is_remote(root) {
+                return plain_uri(&root.to_string_lossy()).ok_or_else(|| {
+                    MergeServiceError::invalid(format!(
+                        "the root `{}` is no s3://BUCKET/KEY",
+                        root.display()
+                    ))
+                });
+            }
             root.canonicalize()
                 .map_err(|source| MergeServiceError::Storage {
                     action: "read",
@@ -40,26 +59,12 @@ impl Places {
         })
     }
 
-    /// The path that a URI names: absolute, `file://`, or relative to the first root. Links are followed, and
-    /// where they lead must lie below a root too.
+    /// The path that a URI names: absolute, `file://`, or relative to the first root that is a path. Links are
+    /// followed, and where they lead must lie below a root too. A URI of an object store stays one.
     ///
     /// # Errors
     /// Another scheme, a path outside of the roots, nothing there.
     pub fn resolve(&self, uri: &str) -> Result<PathBuf, MergeServiceError> {
-        let path = match uri.split_once("://") {
-            Some(("file", path)) if path.starts_with('/') => path,
-            Some((scheme, _)) => {
-                return Err(MergeServiceError::invalid(format!(
-                    "`{uri}`: the merge service reads files, not `{scheme}`; expected a path or file:///PATH"
-                )));
-            }
-            None => uri,
-        };
-        if path.is_empty() {
-            return Err(MergeServiceError::invalid("the URI is empty"));
-        }
-        let given = self.roots[0].join(path);
-        let below = |path: &Path| self.roots.iter().any(|root| path.starts_with(root));
         let outside = || {
             let roots: Vec<String> = self
                 .roots
@@ -71,6 +76,27 @@ impl Places {
                 roots.join(", ")
             ))
         };
+        let below = |path: &Path| self.roots.iter().any(|root| path.starts_with(root));
+        let path = match uri.split_once("://") {
+            Some(_) if is_remote(Path::new(uri)) => {
+                // As a path `s3://bucket/key` has the parts `s3:`, `bucket` and `key`.
+                return plain_uri(uri)
+                    .filter(|place| below(place))
+                    .ok_or_else(outside);
+            }
+            Some(("file", path)) if path.starts_with('/') => path,
+            Some((scheme, _)) => {
+                return Err(MergeServiceError::invalid(format!(
+                    "`{uri}`: the merge service reads paths, file:///PATH and s3://BUCKET/KEY, not `{scheme}`"
+                )));
+            }
+            None => uri,
+        };
+        if path.is_empty() {
+            return Err(MergeServiceError::invalid("the URI is empty"));
+        }
+        let first = self.roots.iter().find(|root| !is_remote(root));
+        let given = first.ok_or_else(outside)?.join(path);
         match given.canonicalize() {
             Ok(path) if below(&path) => Ok(path),
             Ok(_) => Err(outside()),

@@ -96,6 +96,12 @@ pub enum MergeServiceError {
         /// The last cause.
         what: String,
     },
+    /// Where the merge was to run cannot run it now.
+    #[error("{what}")]
+    NotNow {
+        /// What is away.
+        what: String,
+    },
     /// The caller asked to stop.
     #[error("stopped before the end")]
     Stopped,
@@ -123,9 +129,11 @@ impl MergeServiceError {
                 | std::io::ErrorKind::ResourceBusy => ErrorKind::NotNow,
                 _ => ErrorKind::User,
             },
-            Self::Locked { .. } | Self::Full { .. } | Self::Away { .. } | Self::Stopped => {
-                ErrorKind::NotNow
-            }
+            Self::Locked { .. }
+            | Self::Full { .. }
+            | Self::Away { .. }
+            | Self::NotNow { .. }
+            | Self::Stopped => ErrorKind::NotNow,
             Self::Internal { .. } => ErrorKind::Bug,
             Self::Remote { code, .. } => match code {
                 Code::Unavailable

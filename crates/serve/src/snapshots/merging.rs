@@ -4,12 +4,45 @@ use super::error::MergeServiceError;
 use super::files;
 use super::record::{Announcement, Decision, Outcome, Weighting};
 use super::registry::Limits;
-use pmill_engine::error::chain;
+use pmill_engine::{error::chain, snapshots};
 use pmill_snapshot::{
-    ErrorKind, InspectSettings, MergeReport, MergeSettings, SnapshotError, SnapshotPath, Weight,
-    Weights, inspect_with, plan_merge,
+    ErrorKind, InspectSettings, MergeReport, MergeSettings, SnapshotPath, Weight, Weights,
+    inspect_with, plan_merge,
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Runs the one merge of a run, somewhere.
+pub trait Merger: Send + Sync + std::fmt::Debug {
+    /// Averages `inputs` (paths or URIs) into the folder `output`, which appears whole or not at all; goes on
+    /// where an earlier call stopped. `go_on` is asked now and then.
+    ///
+    /// # Errors
+    /// Those of [`pmill_snapshot::merge`]; [`MergeServiceError::NotNow`] for what may pass.
+    fn merge(
+        &self,
+        inputs: &[PathBuf],
+        output: &Path,
+        settings: &MergeSettings,
+        go_on: &(dyn Fn() -> bool + Sync),
+    ) -> Result<MergeReport, MergeServiceError>;
+}
+
+/// Merges in this process.
+#[derive(Debug, Clone, Copy)]
+pub struct InProcess;
+
+impl Merger for InProcess {
+    fn merge(
+        &self,
+        inputs: &[PathBuf],
+        output: &Path,
+        settings: &MergeSettings,
+        go_on: &(dyn Fn() -> bool + Sync),
+    ) -> Result<MergeReport, MergeServiceError> {
+        let plan = plan_merge(&snapshots::open_all(inputs)?, output, settings)?;
+        Ok(pmill_snapshot::merge(&plan, &|_| go_on())?)
+    }
+}
 
 /// Merges into `folder/merged`, which appears whole or not at all.
 ///
@@ -23,9 +56,10 @@ pub(super) fn merge(
     announcement: &Announcement,
     decision: &Decision,
     limits: Limits,
+    merger: &dyn Merger,
     go_on: &(dyn Fn() -> bool + Sync),
 ) -> Result<Outcome, MergeServiceError> {
-    match merge_checked(folder, announcement, decision, limits, go_on) {
+    match merge_checked(folder, announcement, decision, limits, merger, go_on) {
         Err(error) if error.kind() != ErrorKind::NotNow => {
             // What is staged helps nobody any more.
             pmill_snapshot::discard_staging(&folder.join("unchecked"))?;
@@ -42,6 +76,7 @@ fn merge_checked(
     announcement: &Announcement,
     decision: &Decision,
     limits: Limits,
+    merger: &dyn Merger,
     go_on: &(dyn Fn() -> bool + Sync),
 ) -> Result<Outcome, MergeServiceError> {
     let merged = folder.join("merged");
@@ -66,22 +101,21 @@ fn merge_checked(
                 .collect(),
         ),
     };
-    let inputs = decision
+    let inputs: Vec<PathBuf> = decision
         .merged
         .iter()
-        .map(|record| SnapshotPath::local(&record.uri))
-        .collect::<Result<Vec<_>, _>>()?;
+        .map(|record| PathBuf::from(&record.uri))
+        .collect();
     let unchecked = folder.join("unchecked");
-    let plan = plan_merge(&inputs, &unchecked, &settings)?;
-    let report = match pmill_snapshot::merge(&plan, &|_| go_on()) {
-        Ok(report) => report,
-        Err(SnapshotError::Exists { .. }) => {
+    let report = match merger.merge(&inputs, &unchecked, &settings, go_on) {
+        Err(error) if unchecked.exists() && error.kind() == ErrorKind::User => {
             // Of a plan that no longer holds: the inputs have changed since, and will be found out.
             remove(&unchecked)?;
-            pmill_snapshot::merge(&plan, &|_| go_on())?
+            merger.merge(&inputs, &unchecked, &settings, go_on)?
         }
-        Err(error) => return Err(error.into()),
+        other => other?,
     };
+    let inputs = snapshots::open_all(&inputs)?;
     if let Err(error) = same_as_published(decision, &inputs, &report, &settings) {
         remove(&unchecked)?;
         return Err(error);

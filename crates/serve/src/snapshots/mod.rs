@@ -40,5 +40,6 @@ fn choose_cryptography() {
 
 pub use client::{Client, ClientSettings};
 pub use error::MergeServiceError;
+pub use merging::{InProcess, Merger};
 pub use registry::Registry;
 pub use server::{ServerSettings, serve};

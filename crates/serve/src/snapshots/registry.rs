@@ -7,11 +7,12 @@
 use super::checks::{Places, arrival};
 use super::error::MergeServiceError;
 use super::files;
-use super::merging;
+use super::merging::{self, Merger};
 use super::record::{
     Announcement, Decision, FORMAT, Outcome, Published, Rule, RunState, Verdict, Weighting,
 };
-use pmill_snapshot::{Digest, SnapshotPath};
+use pmill_engine::snapshots;
+use pmill_snapshot::Digest;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -83,6 +84,7 @@ pub struct Registry {
     folder: PathBuf,
     places: Places,
     limits: Limits,
+    merger: Arc<dyn Merger>,
     runs: Mutex<BTreeMap<String, Arc<Cell>>>,
     /// Told whenever a run waits for its merge.
     pub merge_wanted: Notify,
@@ -106,6 +108,7 @@ impl Registry {
         warehouse: &str,
         places: Places,
         limits: Limits,
+        merger: Arc<dyn Merger>,
     ) -> Result<Self, MergeServiceError> {
         let path = match warehouse.split_once("://") {
             Some(("file", path)) => path,
@@ -136,6 +139,7 @@ impl Registry {
             folder,
             places,
             limits,
+            merger,
             runs: Mutex::new(runs),
             merge_wanted: Notify::new(),
             _lock: lock,
@@ -230,13 +234,13 @@ impl Registry {
             }
         }
         let resolved = self.places.resolve(&publication.uri)?;
-        let path = SnapshotPath::local(&resolved)?;
+        let path = snapshots::open(&resolved)?;
         let mut settings = announcement.settings.clone();
         settings.threads = self.limits.threads;
         loop {
             let reference = reference(&cell.state(), agent);
             let reference_path = match &reference {
-                Some(reference) => Some(SnapshotPath::local(&reference.uri)?),
+                Some(reference) => Some(snapshots::open(reference.uri.as_ref())?),
                 None => None,
             };
             let checked = arrival(
@@ -364,6 +368,7 @@ impl Registry {
             &state.announcement,
             decision,
             self.limits,
+            self.merger.as_ref(),
             go_on,
         )?;
         self.finish(&cell, outcome)

@@ -3,6 +3,7 @@
 use super::checks::Places;
 use super::convert;
 use super::error::MergeServiceError;
+use super::merging::Merger;
 use super::proto;
 use super::proto::merging_server::{Merging, MergingServer};
 use super::record::{Outcome, RunState};
@@ -57,6 +58,8 @@ pub struct ServerSettings {
     pub insecure: bool,
     /// Threads and memory of checks and merges.
     pub limits: Limits,
+    /// Where merges run.
+    pub merger: Arc<dyn Merger>,
 }
 
 fn read(path: &PathBuf) -> Result<Vec<u8>, MergeServiceError> {
@@ -212,6 +215,7 @@ async fn run(
         &settings.warehouse,
         places,
         settings.limits,
+        Arc::clone(&settings.merger),
     )?);
     let tokens = settings.token_file.as_ref().map(read_tokens).transpose()?;
     let address = settings.listen;

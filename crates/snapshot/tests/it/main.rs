@@ -5,6 +5,7 @@ mod compare;
 mod failures;
 mod mixing;
 mod mutated;
+mod objects;
 mod real_files;
 mod refusals;
 mod restart;

@@ -34,6 +34,8 @@ use crate::settings::RecordedSettings;
 /// The phases of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
+    /// Slices of snapshots are averaged.
+    Average,
     /// Units are read.
     Terms,
     /// The terms of many units are summed.
@@ -61,6 +63,7 @@ impl Phase {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Average => "average",
             Self::Terms => "terms",
             Self::Fold => "fold",
             Self::Count => "count",
@@ -370,7 +373,11 @@ fn rows_of(folder: &PlanFolder, work: &Work) -> Result<Option<u64>, EngineError>
         Work::Annotate { .. } => folder
             .get::<AnnotateDone>(&name)?
             .map(|done| done.shard.rows),
-        Work::Fold { .. } | Work::Combine { .. } | Work::Sum { .. } | Work::Remap { .. } => None,
+        Work::Fold { .. }
+        | Work::Combine { .. }
+        | Work::Sum { .. }
+        | Work::Remap { .. }
+        | Work::Average { .. } => None,
     })
 }
 

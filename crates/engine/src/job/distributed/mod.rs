@@ -16,6 +16,7 @@
 
 mod annotate;
 mod attempts;
+mod average;
 mod commit;
 mod drive;
 mod fold;
@@ -35,6 +36,7 @@ mod vocabulary;
 mod worker;
 
 pub use annotate::AnnotateDrive;
+pub use average::AverageDrive;
 pub use commit::commit;
 pub use drive::{Drive, Phase, Runner};
 pub use folder::PlanFolder;

@@ -37,6 +37,13 @@ pub struct UnitSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Work {
+    /// Average slices of snapshots (see [`super::AverageDrive`]).
+    Average {
+        /// The unit's number.
+        number: usize,
+        /// Slices of the plan, or groups of slices of an output in a store.
+        range: Range<usize>,
+    },
     /// Read a slice of the input, collect its terms, keep its token ids.
     Terms {
         /// The slice.
@@ -106,6 +113,8 @@ impl Work {
     #[must_use]
     pub fn name(&self) -> String {
         match self {
+            // Cut otherwise it is another unit.
+            Self::Average { range, .. } => format!("average-{}-{}", range.start, range.end),
             Self::Terms { unit, leave_out } => terms_name(unit.number, leave_out),
             Self::Fold {
                 number,
@@ -132,6 +141,7 @@ impl Work {
     #[must_use]
     pub fn number(&self) -> usize {
         match self {
+            Self::Average { number, .. } => *number,
             Self::Terms { unit, .. } => unit.number,
             Self::Fold { number, .. }
             | Self::Count { number, .. }
@@ -149,6 +159,7 @@ impl Work {
     #[must_use]
     pub fn inputs(&self) -> Vec<String> {
         match self {
+            Self::Average { .. } => Vec::new(),
             Self::Terms { unit, .. } => unit.files.iter().map(|f| f.input.display()).collect(),
             _ => Vec::new(),
         }

@@ -145,6 +145,9 @@ impl UnitWorker {
     pub fn run(&self, spec: &UnitSpec, cancel: &StopFlag) -> Result<bool, EngineError> {
         check_protocol(spec.protocol, "another version")?;
         self.check_allowed(&spec.folder)?;
+        if let Work::Average { range, .. } = &spec.work {
+            return self.run_average(spec, range, cancel);
+        }
         for file in match &spec.work {
             Work::Terms { unit, .. } => &unit.files[..],
             _ => &[],
@@ -227,7 +230,10 @@ impl UnitWorker {
             Work::Annotate { number } => AnnotateHeader::need(folder).map(|h| h.input(*number)),
             Work::Remap { number } => MergeHeader::need(folder).map(|h| h.input(*number)),
             Work::Merge { .. } => MergeHeader::need(folder).map(|h| h.inputs()),
-            Work::Fold { .. } | Work::Combine { .. } | Work::Reduce { .. } => return Vec::new(),
+            Work::Fold { .. }
+            | Work::Combine { .. }
+            | Work::Reduce { .. }
+            | Work::Average { .. } => return Vec::new(),
         };
         // The failure itself is what has to be told.
         found.unwrap_or_default()
@@ -433,6 +439,7 @@ pub(super) struct Running<'a> {
 impl<'a> Running<'a> {
     fn work(&self, work: &Work) -> Result<bool, EngineError> {
         match work {
+            Work::Average { .. } => Err(EngineError::Bug("an average is not of a count".into())),
             Work::Terms { unit, leave_out } => {
                 let done = self.terms(unit, leave_out)?;
                 self.finish(&done)
