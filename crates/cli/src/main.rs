@@ -190,7 +190,7 @@ fn refuse(error: &clap::Error) -> ! {
 }
 
 const TAKE_CLUSTER: &str = if cfg!(feature = "cluster") {
-    "`pmill count`, `score`, `merge`, `retract`, `annotate` and `run` take it"
+    "`pmill count`, `score`, `merge`, `retract`, `annotate`, `snapshot merge` and `run` take it"
 } else {
     "in this build no command takes it (the feature `cluster` is off)"
 };
