@@ -15,7 +15,7 @@ use crate::objects::ObjectFolder;
 use crate::resolve::Planner;
 use crate::settings::{Action, LowRank, MergeSettings};
 use crate::snapshot::Snapshot;
-use crate::source::SnapshotPath;
+use crate::source::{SnapshotPath, join};
 use crate::weights::Row;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -167,10 +167,26 @@ fn is_file(target: &Path) -> bool {
         .is_some_and(|extension| extension == "safetensors")
 }
 
+/// Whether a weight file of an input is the target or lies in it.
+fn holds(target: &Path, input: &Snapshot) -> bool {
+    // What is not there, or is a URI, is compared as it is written.
+    let whole = |path: &Path| {
+        std::fs::canonicalize(path)
+            .or_else(|_| std::path::absolute(path))
+            .unwrap_or_else(|_| path.to_owned())
+    };
+    let target = whole(target);
+    input.shards.iter().any(|shard| {
+        let file = join(&input.source().location(), &shard.file.name);
+        whole(Path::new(&file)).starts_with(&target)
+    })
+}
+
 /// Plans the merge of some snapshots into a folder, or into one file when `output` ends in `.safetensors`.
 ///
 /// # Errors
-/// Unreadable inputs, contradictory settings, and [`SnapshotError::Refused`] with every problem found.
+/// Unreadable inputs, contradictory settings, an output that is to be replaced and holds an input, and
+/// [`SnapshotError::Refused`] with every problem found.
 pub fn plan_merge(
     inputs: &[SnapshotPath],
     output: &Path,
@@ -207,6 +223,17 @@ pub(crate) fn plan_rows(
     {
         return Err(SnapshotError::Settings {
             what: format!("the output type {dtype} is not a float type"),
+        });
+    }
+    if settings.overwrite
+        && let Some(input) = inputs.iter().find(|input| holds(output, input))
+    {
+        return Err(SnapshotError::Settings {
+            what: format!(
+                "`{}` is to be replaced, but the input `{}` is there; choose another output",
+                output.display(),
+                input.location()
+            ),
         });
     }
     for input in settings

@@ -65,20 +65,27 @@ fn manifest_of(
     Ok(found.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
-/// Removes what stands at the target, weight files first, so that what is left does not load.
+/// Removes what stands at the target, weight files first, so that what is left does not load. What lies deeper
+/// than a model's files is not this merge's to remove.
 pub(super) fn remove(
     plan: &MergePlan,
     store: &dyn ObjectFolder,
     name: &str,
 ) -> Result<(), SnapshotError> {
-    let mut names = if plan.is_file() {
-        vec![name.to_owned()]
+    let mut names = Vec::new();
+    if plan.is_file() {
+        names.push(name.to_owned());
     } else {
         let prefix = format!("{name}/");
         let found = store.list(&prefix);
-        let found = found.map_err(|error| failed(store, &prefix)(error))?;
-        found.into_iter().map(|file| file.name).collect()
-    };
+        for file in found.map_err(|error| failed(store, &prefix)(error))? {
+            let inside = &file.name[prefix.len()..];
+            let folder = inside.rsplit_once('/').map_or("", |(folder, _)| folder);
+            if folder.is_empty() || plan.outputs.iter().any(|output| output.folder == folder) {
+                names.push(file.name);
+            }
+        }
+    }
     names.sort_by_key(|name| !name.ends_with(".safetensors"));
     for name in names {
         store

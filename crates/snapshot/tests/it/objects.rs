@@ -314,7 +314,11 @@ fn an_output_in_a_store_has_the_bytes_of_one_on_disk() {
         overwrite: true,
         ..settings()
     };
+    // What lies deeper than the model is not its own.
+    store.put("merged/notes/a.txt", vec![1]).unwrap();
     merge(&planned(&places[..2], &store, &overwrite), &|_| true).unwrap();
+    assert_eq!(store.get("merged/notes/a.txt").unwrap(), Some(vec![1]));
+    store.delete("merged/notes/a.txt").unwrap();
     let other = root.path().join("other");
     run(&places[..2], &other, &settings()).unwrap();
     assert!(store.content() == files(&other));

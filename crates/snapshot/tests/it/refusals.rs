@@ -397,3 +397,34 @@ fn an_output_that_exists_is_left_alone() {
     );
     let _ = run(&inputs[..1], &single, &settings()).unwrap_err();
 }
+
+#[test]
+fn an_output_that_holds_an_input_is_not_replaced() {
+    let root = tempdir().unwrap();
+    let values = [1.0, 2.0, 3.0];
+    let runs = root.path().join("runs");
+    let inputs: Vec<_> = (0..2)
+        .map(|agent| {
+            let values = values.map(|value| value + agent as f32);
+            folder(&runs, &format!("{agent}"), &[f32s("w", &[3], &values)], &[])
+        })
+        .collect();
+    let overwrite = MergeSettings {
+        overwrite: true,
+        ..settings()
+    };
+    for output in [
+        &runs,
+        &inputs[0],
+        &runs.join("../runs"),
+        &inputs[1].join("model.safetensors"),
+    ] {
+        let message = plan(&inputs, output, &overwrite).unwrap_err().to_string();
+        assert!(
+            message.contains("is to be replaced, but the input"),
+            "{message}"
+        );
+    }
+    run(&inputs, &root.path().join("runs-merged"), &overwrite).unwrap();
+    assert_eq!(read_f32(&inputs[0], "w"), values);
+}
