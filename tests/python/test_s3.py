@@ -1,9 +1,13 @@
 """Warehouses and inputs in an S3 store on loopback (moto), also when the store misbehaves."""
 
 import logging
+import os
 import random
+import re
+import subprocess
 import threading
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import boto3
@@ -18,13 +22,39 @@ FLAGS = ["--vocab-size", "300"]
 TABLES = ("vocab", "pairs", "sources", "outside", "pmi")
 
 
-@pytest.fixture(scope="module")
-def server():
+@pytest.fixture(scope="module", params=["moto", "s3s-fs"])
+def server(request, tmp_path_factory):
+    """Host and port of an S3 server; of a second one too, where it is installed: to build it takes minutes."""
+    if request.param == "s3s-fs":
+        if "PMILL_S3S_FS" not in os.environ:
+            pytest.skip("s3s-fs is not here: `make test-all` installs it, and PMILL_S3S_FS names the binary")
+        with s3s_fs(tmp_path_factory.mktemp("s3s")) as address:
+            yield address
+        return
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     yield server.get_host_and_port()
     server.stop()
+
+
+@contextmanager
+def s3s_fs(folder):
+    """The server of the crate s3s-fs, on a port of its own choice."""
+    (folder / "root").mkdir()
+    log = folder / "log"
+    command = [os.environ["PMILL_S3S_FS"], "--host", "127.0.0.1", "--port", "0", "--access-key", KEY, "--secret-key", SECRET]
+    with open(log, "wb") as out:
+        process = subprocess.Popen([*command, folder / "root"], stdout=out, stderr=out, env={"RUST_LOG": "s3s_fs=info"})
+    try:
+        deadline = time.monotonic() + 60
+        while not (found := re.search(r"server is running at http://127\.0\.0\.1:(\d+)", log.read_text())):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        yield "127.0.0.1", int(found[1])
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture
