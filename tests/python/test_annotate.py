@@ -166,6 +166,24 @@ def test_windows_equal_the_slow_computation(captions, tmp_path, side):
     check(job, [(text or "").split() for text in texts], table.to_pylist(), pairs_of)
 
 
+def test_a_measure_with_a_direction_is_that_of_the_pmi_table(captions, tmp_path):
+    """P(right | left): the left term of a stored pair is the more frequent one, here as there."""
+    flags = ["--tokenizer", "whitespace", "--vocab-size", 800]
+    job = pmill.count(tmp_path / "wh", "j", captions / "part-0.parquet", "TEXT", *flags)
+    pmill.score(job, "--measure", "confidence")
+    annotate(job, [captions / "part-0.parquet"], tmp_path / "out", "--measure", "confidence", "--quantiles", "0.5")
+    known = {(r["left"], r["right"]): r["confidence"] for r in job.table("pmi").to_pylist()}
+    ids = {term: index for index, term in enumerate(job.terms())}
+    compared = 0
+    for row in read(tmp_path / "out").to_pylist():
+        inside = sorted({word for word in (row["TEXT"] or "").split() if word in ids}, key=ids.get)
+        values = [known[a, b] for index, a in enumerate(inside) for b in inside[index + 1 :]]
+        compared += len(values)
+        for name, get in (("mean", np.mean), ("min", min), ("max", max), ("q50", np.median)):
+            close(row[f"pmill_confidence_{name}"], float(get(values)) if values else None, 1e-6)
+    assert compared > 1000
+
+
 def bytes_of(output):
     return [path.read_bytes() for path in sorted((output / "data").iterdir())]
 

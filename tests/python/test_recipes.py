@@ -1,7 +1,9 @@
 """The recipes of docs/training.md, run as they stand there, on folders made by its commands."""
 
+import json
 import os
 import re
+import subprocess
 import sys
 
 import pyarrow as pa
@@ -46,9 +48,11 @@ def run(folder, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(folder / "hf"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
-    def run(start):
+    def run(start, old="", new=""):
         names = {}
-        exec(compile(recipe(start), f"{PAGE.name}: {start}", "exec"), names)  # noqa: S102
+        code = recipe(start)
+        assert old in code
+        exec(compile(code.replace(old, new) if old else code, f"{PAGE.name}: {start}", "exec"), names)  # noqa: S102
         return names
 
     return run
@@ -76,6 +80,19 @@ def test_duckdb(run):
 
 def test_polars(run):
     assert run("Polars")
+
+
+def test_adbc(run, folder):
+    serve = [pmill.binary(), "serve", "--warehouse", str(folder / "wh"), "--flight-sql", "127.0.0.1:0", "--json"]
+    server = subprocess.Popen(serve, stdout=subprocess.PIPE, env=pmill.environment())
+    try:
+        address = json.loads(server.stdout.readline())["flight_sql"]
+        pairs = run("ADBC", "127.0.0.1:47470", address)["pairs"]
+        expected = pmill.sql(folder / "wh", "SELECT npmi FROM captions.pmi ORDER BY npmi DESC LIMIT 20")
+        assert list(pairs.columns) == ["left", "right", "n_xy", "pmi"] and len(pairs) == len(expected) == 20
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)
 
 
 def test_the_balanced_sample_is_smaller_and_even(folder):

@@ -99,6 +99,43 @@ pub struct Survey {
     right: Vec<u128>,
 }
 
+impl Survey {
+    fn empty(terms: usize) -> Self {
+        Self {
+            plain: vec![0; terms],
+            transposed: vec![0; terms],
+            left: vec![0; terms],
+            right: vec![0; terms],
+        }
+    }
+}
+
+/// Some pairs with their scores.
+#[derive(Debug, Clone, Default)]
+pub struct ScoredPairs {
+    left: Vec<u32>,
+    right: Vec<u32>,
+    counts: Vec<f64>,
+    scores: Vec<f64>,
+}
+
+impl ScoredPairs {
+    fn clear(&mut self) {
+        self.left.clear();
+        self.right.clear();
+        self.counts.clear();
+        self.scores.clear();
+    }
+
+    /// Left and right id, natural count, and score, which is not finite for a pair without one.
+    pub fn rows(&self) -> impl Iterator<Item = (u32, u32, f64, f64)> {
+        let ids = self.left.iter().zip(&self.right);
+        let numbers = self.counts.iter().zip(&self.scores);
+        ids.zip(numbers)
+            .map(|((left, right), (count, score))| (*left, *right, *count, *score))
+    }
+}
+
 /// The marginals of one scoring, in natural units.
 #[derive(Debug, Clone)]
 pub(crate) struct Sums {
@@ -278,16 +315,10 @@ impl TableRows {
     pub fn survey(&self, progress: &dyn Progress, stop: &StopFlag) -> Result<Survey, EngineError> {
         let terms = self.size();
         progress.phase("sum", self.files.len() as u64, Steps::Parts);
-        let empty = || Survey {
-            plain: vec![0; terms],
-            transposed: vec![0; terms],
-            left: vec![0; terms],
-            right: vec![0; terms],
-        };
         let next = AtomicUsize::new(0);
         let threads = self.threads.min(self.files.len());
         let parts = workers::run(threads, stop, |_| {
-            let mut part = empty();
+            let mut part = Survey::empty(terms);
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 if number >= self.files.len() {
@@ -310,7 +341,7 @@ impl TableRows {
                 progress.advance(1, 0);
             }
         })?;
-        let mut survey = empty();
+        let mut survey = Survey::empty(terms);
         for part in parts {
             for id in 0..terms {
                 survey.left[id] += part.left[id];
@@ -394,27 +425,54 @@ impl TableRows {
         )
     }
 
-    /// Gives the rows of natural counts and of scores to `each`, as [`TableRows::bands`] does.
+    /// Gives all pairs with their scores to `each`, as `pmill score` computes them, some at a time,
+    /// by several threads.
     ///
     /// # Errors
-    /// As there.
-    pub fn scored_bands<E: From<EngineError>>(
+    /// Those of the table, of the measure, of `each`; a stop.
+    pub fn each_score(
         &self,
-        survey: &Survey,
         scored: &RecordedScore,
-        band_bytes: u64,
         progress: &dyn Progress,
         stop: &StopFlag,
-        mut each: impl FnMut(RowBand, RowBand) -> Result<(), E>,
-    ) -> Result<(), E> {
+        each: impl Fn(&ScoredPairs) -> Result<(), EngineError> + Sync,
+    ) -> Result<(), EngineError> {
+        let survey = match scored.marginals {
+            Marginals::Documents => Survey::empty(self.size()),
+            Marginals::Pairs => self.survey(progress, stop)?,
+        };
         let value = Value::Measure(scored.clone());
-        let scoring = Scoring::new(self, survey, &value, Orientation::Plain)?;
-        let plain = Orientation::Plain;
-        self.each_band(survey, plain, band_bytes / 2, progress, stop, |counts| {
-            let mut scores = counts.clone();
-            scoring.apply_all(&mut scores, self.threads, stop, |score| score.is_finite())?;
-            each(counts, scores)
-        })
+        let scoring = Scoring::new(self, &survey, &value, Orientation::Plain)?;
+        progress.phase("rows", self.files.len() as u64, Steps::Parts);
+        let (next, terms) = (AtomicUsize::new(0), self.size());
+        let unit = self.facts.weight_unit as f64;
+        workers::run(self.threads.min(self.files.len()), stop, |_| {
+            let mut pairs = ScoredPairs::default();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= self.files.len() {
+                    return Ok(());
+                }
+                self.scan(number, stop, |left, right, counts| {
+                    pairs.clear();
+                    for ((x, y), count) in left.iter().zip(right).zip(counts) {
+                        if *x as usize >= terms || *y as usize >= terms {
+                            return Err(EngineError::Bug("an id has no term".into()));
+                        }
+                        // The symmetric matrix holds a pair of a term with itself twice.
+                        let twice = if self.symmetric && x == y { 2.0 } else { 1.0 };
+                        pairs.left.push(*x as u32);
+                        pairs.right.push(*y as u32);
+                        pairs.counts.push(*count as f64 * twice / unit);
+                    }
+                    pairs.scores.extend_from_slice(&pairs.counts);
+                    scoring.chunk(&pairs.left, &pairs.right, &mut pairs.scores)?;
+                    each(&pairs)
+                })?;
+                progress.advance(1, 0);
+            }
+        })?;
+        Ok(())
     }
 
     fn each_band<E: From<EngineError>>(
@@ -715,19 +773,6 @@ impl Scoring {
         if matches!(self.rule, Rule::Count) {
             return Ok(());
         }
-        self.apply_all(band, threads, stop, |value| {
-            value.is_finite() && value != 0.0
-        })
-    }
-
-    /// The same, with the values that `keep` is true for.
-    fn apply_all(
-        &self,
-        band: &mut RowBand,
-        threads: usize,
-        stop: &StopFlag,
-        keep: impl Fn(f64) -> bool,
-    ) -> Result<(), EngineError> {
         let mut row_of = Vec::with_capacity(band.columns.len());
         for (row, ends) in band.row_starts.windows(2).enumerate() {
             row_of.resize(row_of.len() + ends[1] - ends[0], band.first + row as u32);
@@ -756,7 +801,7 @@ impl Scoring {
             let end = band.row_starts[row];
             for place in start..end {
                 let value = band.values[place];
-                if keep(value) {
+                if value.is_finite() && value != 0.0 {
                     band.values[to] = value;
                     band.columns[to] = band.columns[place];
                     to += 1;

@@ -27,6 +27,7 @@ pub mod runs;
 pub mod server;
 pub mod service;
 pub mod settings;
+pub mod shared;
 pub mod snapshots;
 pub mod table;
 pub mod tls;

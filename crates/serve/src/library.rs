@@ -24,6 +24,7 @@ use tokio::sync::OnceCell;
 
 use crate::error::ServeError;
 use crate::postgres::catalog::PgParts;
+use crate::shared::Shared;
 use crate::table::{FileTable, TableFile};
 
 /// Versions of a job's `pairs` and `pmi`; the other tables follow `pairs`.
@@ -58,8 +59,8 @@ const PLANS: usize = 512;
 /// The warehouse, and what is known of it.
 pub struct Library {
     warehouse: Warehouse,
-    plain: SessionContext,
-    postgres: SessionContext,
+    plain: Shared<SessionContext>,
+    postgres: Shared<SessionContext>,
     catalog: String,
     pg: PgParts,
     /// Whether files can be named in `FROM`.
@@ -126,8 +127,8 @@ impl Library {
             .clone();
         Arc::new(Self {
             warehouse,
-            plain,
-            postgres,
+            plain: Shared::new(plain),
+            postgres: Shared::new(postgres),
             catalog,
             pg,
             files,
@@ -260,9 +261,9 @@ fn version_of(file: &str) -> Option<u64> {
 pub struct Snapshot {
     marks: Marks,
     schemas: BTreeMap<JobName, Arc<JobSchema>>,
-    plain: SessionContext,
-    postgres: SessionContext,
-    plans: Mutex<HashMap<(Dialect, String), Arc<LogicalPlan>>>,
+    plain: Shared<SessionContext>,
+    postgres: Shared<SessionContext>,
+    plans: Mutex<HashMap<(Dialect, String), Shared<LogicalPlan>>>,
 }
 
 impl Snapshot {
@@ -303,10 +304,10 @@ impl Snapshot {
                 .build();
             let context = SessionContext::new_with_state(state);
             table_functions::register(&context, &jobs, library.files)?;
-            Ok::<_, DataFusionError>(match library.files {
+            Ok::<_, DataFusionError>(Shared::new(match library.files {
                 true => context.enable_url_table(),
                 false => context,
-            })
+            }))
         };
         let plain = context(&library.plain, None)?;
         let postgres = context(&library.postgres, Some(library.pg.schema(plain.clone())))?;
@@ -341,14 +342,14 @@ impl Snapshot {
 
     /// What was kept under this statement.
     #[must_use]
-    pub fn plan(&self, dialect: Dialect, sql: &str) -> Option<Arc<LogicalPlan>> {
+    pub fn plan(&self, dialect: Dialect, sql: &str) -> Option<Shared<LogicalPlan>> {
         let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         plans.get(&(dialect, sql.to_owned())).cloned()
     }
 
     /// Keeps the plan of a statement for the life of the snapshot, unless the statement is long: it
     /// brings its data along, and will hardly come again.
-    pub fn keep_plan(&self, dialect: Dialect, sql: &str, plan: Arc<LogicalPlan>) {
+    pub fn keep_plan(&self, dialect: Dialect, sql: &str, plan: Shared<LogicalPlan>) {
         if sql.len() > LONGEST_KEPT {
             return;
         }

@@ -23,6 +23,7 @@ use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
+use datafusion::sql::sqlparser::ast;
 use futures::{Stream, StreamExt};
 use pmill_engine::memory::ByteSize;
 use pmill_store::Warehouse;
@@ -39,6 +40,7 @@ use crate::metrics::Metrics;
 use crate::pairs;
 use crate::postgres::catalog::PgParts;
 use crate::settings::Limits;
+use crate::shared::Shared;
 
 /// Batches that a query may be ahead of its client.
 const AHEAD: usize = 2;
@@ -73,7 +75,7 @@ pub struct Prepared {
     /// The snapshot that it was planned in.
     pub snapshot: Arc<Snapshot>,
     /// Its plan, with parameters still open.
-    pub plan: Arc<LogicalPlan>,
+    pub plan: Shared<LogicalPlan>,
     dialect: Dialect,
 }
 
@@ -234,7 +236,7 @@ impl Service {
         self: &Arc<Self>,
         dialect: Dialect,
         sql: String,
-        statement: datafusion::sql::sqlparser::ast::Statement,
+        statement: Shared<ast::Statement>,
     ) -> Result<Prepared, ServeError> {
         let snapshot = self.snapshot().await?;
         if let Some(plan) = snapshot.plan(dialect, &sql) {
@@ -245,7 +247,7 @@ impl Service {
             });
         }
         self.plan(snapshot, dialect, sql, async move |context| {
-            let statement = Statement::Statement(Box::new(statement));
+            let statement = Statement::Statement(Box::new((*statement).clone()));
             context.state().statement_to_plan(statement).await
         })
         .await
@@ -274,7 +276,7 @@ impl Service {
                 .await
                 .map_err(|error| known.explain(&kept, ServeError::from_engine(error, &limit)))?;
             guard::check_plan(&plan)?;
-            let plan = Arc::new(plan);
+            let plan = Shared::new(plan);
             kept.keep_plan(dialect, &sql, plan.clone());
             Ok::<_, ServeError>(plan)
         });
@@ -497,11 +499,8 @@ impl Task {
             .context(self.prepared.dialect)
             .state();
         let plan = match self.parameters {
-            None => self.prepared.plan.as_ref().clone(),
-            Some(values) => self
-                .prepared
-                .plan
-                .as_ref()
+            None => (*self.prepared.plan).clone(),
+            Some(values) => (*self.prepared.plan)
                 .clone()
                 .replace_params_with_values(&values)
                 .map_err(failed)?,

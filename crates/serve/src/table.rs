@@ -1,6 +1,7 @@
 //! A table of Parquet files with cached footers and, for `pmi`, an index of its left terms.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
@@ -245,24 +246,8 @@ fn terms_of(filter: &Expr, column: &str) -> Option<Vec<String>> {
     }
 }
 
-#[async_trait]
-impl TableProvider for FileTable {
-    fn schema(&self) -> SchemaRef {
-        self.schema.clone()
-    }
-
-    fn table_type(&self) -> TableType {
-        TableType::Base
-    }
-
-    fn supports_filters_pushdown(
-        &self,
-        filters: &[&Expr],
-    ) -> Result<Vec<TableProviderFilterPushDown>> {
-        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
-    }
-
-    async fn scan(
+impl FileTable {
+    fn plan(
         &self,
         state: &dyn Session,
         projection: Option<&Vec<usize>>,
@@ -306,6 +291,43 @@ impl TableProvider for FileTable {
             .with_limit(limit.filter(|_| filters.is_empty()))
             .build();
         Ok(DataSourceExec::from_data_source(config))
+    }
+}
+
+#[async_trait]
+impl TableProvider for FileTable {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(
+        &self,
+        filters: &[&Expr],
+    ) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    // Not an `async fn`: nothing is waited for, and the future need not hold the filters.
+    fn scan<'this, 'session, 'columns, 'filters, 'future>(
+        &'this self,
+        state: &'session dyn Session,
+        projection: Option<&'columns Vec<usize>>,
+        filters: &'filters [Expr],
+        limit: Option<usize>,
+    ) -> Pin<Box<dyn Future<Output = Result<Arc<dyn ExecutionPlan>>> + Send + 'future>>
+    where
+        'this: 'future,
+        'session: 'future,
+        'columns: 'future,
+        'filters: 'future,
+        Self: 'future,
+    {
+        let plan = self.plan(state, projection, filters, limit);
+        Box::pin(std::future::ready(plan))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use pmill_count::{OUT_OF_VOCABULARY, OutOfVocabulary, Side};
 
-use super::lookup::{Lookup, Pair};
+use super::lookup::{Lookup, Pair, Queue};
 use crate::settings::{ContextKind, ContextSettings};
 
 /// What a document's numbers are computed from; shared by all threads.
@@ -48,6 +48,7 @@ pub(super) struct Scratch {
     ids: Vec<u32>,
     keys: Vec<u64>,
     scores: Vec<f32>,
+    queue: Queue,
 }
 
 impl Tables {
@@ -55,11 +56,17 @@ impl Tables {
     pub(super) fn numbers(&self, tokens: &[u32], scratch: &mut Scratch) -> Numbers {
         let mut numbers = Numbers::default();
         self.priors(tokens, &mut numbers);
-        let Scratch { ids, keys, scores } = scratch;
+        let Scratch {
+            ids,
+            keys,
+            scores,
+            queue,
+        } = scratch;
         ids.clear();
         ids.extend(tokens.iter().filter(|id| **id != OUT_OF_VOCABULARY));
         scores.clear();
         let mut tally = Tally::new(scores, self.balance);
+        let mut found = |left, right, pair| tally.add(left, right, pair);
         match self.context.kind {
             ContextKind::Document => {
                 ids.sort_unstable();
@@ -69,31 +76,29 @@ impl Tables {
                     ids.truncate(most as usize);
                 }
                 self.concepts(ids, &mut numbers);
-                for (index, row) in ids.iter().enumerate() {
-                    let columns = ids[..index].iter().copied();
-                    self.lookup
-                        .row(*row, columns, |column, pair| tally.add(column, *row, pair));
+                for (index, right) in ids.iter().enumerate() {
+                    for left in &ids[..index] {
+                        self.lookup.ask(*left, *right, queue, &mut found);
+                    }
                 }
             }
             ContextKind::Window => {
                 self.window_pairs(tokens, ids, keys);
-                for row in keys.chunk_by(|a, b| a >> 32 == b >> 32) {
-                    let id = (row[0] >> 32) as u32;
-                    let columns = row.iter().map(|key| *key as u32);
-                    self.lookup.row(id, columns, |column, pair| {
-                        let (left, right) = if self.context.side == Side::Symmetric {
-                            (column, id)
-                        } else {
-                            (id, column)
-                        };
-                        tally.add(left, right, pair);
-                    });
+                for key in &*keys {
+                    let (row, column) = ((key >> 32) as u32, *key as u32);
+                    let (left, right) = if self.context.side == Side::Symmetric {
+                        (column, row)
+                    } else {
+                        (row, column)
+                    };
+                    self.lookup.ask(left, right, queue, &mut found);
                 }
                 ids.sort_unstable();
                 ids.dedup();
                 self.concepts(ids, &mut numbers);
             }
         }
+        self.lookup.answer(queue, &mut found);
         tally.finish(&self.quantiles, &mut numbers);
         numbers
     }

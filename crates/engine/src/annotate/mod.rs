@@ -21,7 +21,7 @@ pub use self::output::{AnnotatePlan, Annotated, MANIFEST, Shard};
 
 use self::columns::Added;
 use self::document::Tables;
-use self::lookup::Lookup;
+use self::lookup::{Lookup, Pair};
 use self::output::{Begun, Staged};
 use self::shard::Annotator;
 use crate::error::EngineError;
@@ -304,13 +304,24 @@ fn tables(
             ),
         });
     }
-    let survey = table.survey(progress, stop)?;
-    let mut lookup = Lookup::new(table.size(), table.symmetric);
-    let room = (limit - needed) / 4;
-    table.scored_bands(&survey, scored, room, progress, stop, |counts, scores| {
-        lookup.push(&scores, &counts)
+    let lookup = Mutex::new(Lookup::new(table.size(), table.facts.pairs));
+    table.each_score(scored, progress, stop, |pairs| {
+        let kept = pairs.rows().filter(|(.., score)| score.is_finite());
+        let kept = kept.map(|(left, right, count, score)| {
+            let pair = Pair {
+                score: score as f32,
+                count: count as f32,
+            };
+            (left, right, pair)
+        });
+        lookup
+            .lock()
+            .map_err(|_| EngineError::Bug("a worker panicked".into()))?
+            .push(kept)
     })?;
-    lookup.finish(table.size());
+    let lookup = lookup
+        .into_inner()
+        .map_err(|_| EngineError::Bug("a worker panicked".into()))?;
     let total: u64 = table.counts.iter().sum();
     let share = |count: u64, total: u64, more: f64, size: f64| {
         ((count as f64 + more) / (total as f64 + more * size)).ln()

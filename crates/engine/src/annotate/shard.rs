@@ -16,6 +16,7 @@ use parquet::arrow::arrow_reader::{
 };
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
+use parquet::schema::types::ColumnPath;
 use pmill_text::{FeatureExtractor, IdEncoder, Vocabulary};
 
 use super::columns::Added;
@@ -122,9 +123,16 @@ impl Annotator<'_> {
             path: path.display().to_string(),
             source,
         })?;
-        let properties = WriterProperties::builder()
-            .set_compression(Compression::ZSTD(ZstdLevel::default()))
-            .build();
+        let mut properties =
+            WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default()));
+        // Numbers of documents hardly come twice: a dictionary of them is work for nothing.
+        for field in self.added.fields() {
+            if field.data_type().is_floating() {
+                let column = ColumnPath::new(vec![field.name().clone()]);
+                properties = properties.set_column_dictionary_enabled(column, false);
+            }
+        }
+        let properties = properties.build();
         let mut writer =
             ArrowWriter::try_new(&out, source.schema.clone(), Some(properties)).map_err(written)?;
         let mut rows = 0;

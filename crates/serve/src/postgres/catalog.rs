@@ -23,6 +23,7 @@ use datafusion_postgres::datafusion_pg_catalog::pg_catalog::{
 use datafusion_postgres::pgwire::api::Type;
 
 use crate::error::ServeError;
+use crate::shared::Shared;
 
 /// The version of PostgreSQL that is spoken: in `version()` and as `server_version`.
 pub(super) const SERVER_VERSION: &str = "16.6";
@@ -74,7 +75,7 @@ impl PgParts {
 
     /// The schema, from now on listing what `newest` holds.
     #[must_use]
-    pub fn schema(&self, newest: SessionContext) -> Arc<dyn SchemaProvider> {
+    pub fn schema(&self, newest: Shared<SessionContext>) -> Arc<dyn SchemaProvider> {
         *self
             .live
             .newest
@@ -179,7 +180,7 @@ fn to_regtype() -> ScalarUDF {
 /// What there is, as the newest snapshot says, and `pg_catalog` itself.
 #[derive(Clone, Default)]
 struct Live {
-    newest: Arc<RwLock<Option<SessionContext>>>,
+    newest: Arc<RwLock<Option<Shared<SessionContext>>>>,
     own: Arc<OnceLock<Weak<dyn SchemaProvider>>>,
 }
 
@@ -192,7 +193,7 @@ impl fmt::Debug for Live {
 const PG_CATALOG: &str = "pg_catalog";
 
 impl Live {
-    fn newest(&self) -> Option<SessionContext> {
+    fn newest(&self) -> Option<Shared<SessionContext>> {
         self.newest
             .read()
             .unwrap_or_else(PoisonError::into_inner)

@@ -38,6 +38,7 @@ use crate::error::ServeError;
 use crate::guard;
 use crate::library::Dialect;
 use crate::service::{Asker, Prepared, Rows, Service};
+use crate::shared::Shared;
 
 type Statement = (String, Option<(ast::Statement, LogicalPlan)>);
 
@@ -51,9 +52,9 @@ pub(super) struct Parse {
     service: Arc<Service>,
     hooks: [Arc<dyn QueryHook>; 4],
     /// A context for hooks that change nothing: making one takes longer than a look-up.
-    nothing: SessionContext,
-    sql: PostgresCompatibilityParser,
-    types: Arc<Parser>,
+    nothing: Shared<SessionContext>,
+    sql: Shared<PostgresCompatibilityParser>,
+    types: Shared<Arc<Parser>>,
 }
 
 impl Handlers {
@@ -69,9 +70,9 @@ impl Handlers {
                     Arc::new(SetShowHook),
                     Arc::new(TransactionStatementHook),
                 ],
-                nothing: SessionContext::new(),
-                sql: PostgresCompatibilityParser::new(),
-                types: types.query_parser(),
+                nothing: Shared::new(SessionContext::new()),
+                sql: Shared::new(PostgresCompatibilityParser::new()),
+                types: Shared::new(types.query_parser()),
             }),
             service,
         }
@@ -115,7 +116,7 @@ impl Handlers {
             let query = ast::Statement::Query(query.clone());
             let text = query.to_string();
             let prepared = self.prepare(text.clone(), query.clone()).await?;
-            let plan = prepared.plan.as_ref().clone();
+            let plan = (*prepared.plan).clone();
             let rows = self.start(client, &prepared, None).await?;
             let response = encode(client, rows, &Format::UnifiedText)?;
             let statement =
@@ -129,7 +130,7 @@ impl Handlers {
 
     async fn prepare(&self, text: String, statement: ast::Statement) -> PgWireResult<Prepared> {
         self.service
-            .prepare_statement(Dialect::Postgres, text, statement)
+            .prepare_statement(Dialect::Postgres, text, Shared::new(statement))
             .await
             .map_err(|error| pg_error(&error))
     }
@@ -242,7 +243,7 @@ impl ExtendedQueryHandler for Handlers {
         let prepared = self.prepare(text.clone(), statement.clone()).await?;
         let stored = (
             text.clone(),
-            Some((statement.clone(), prepared.plan.as_ref().clone())),
+            Some((statement.clone(), (*prepared.plan).clone())),
         );
         let wire = self.parser.get_parameter_types(&stored)?;
         let parameters = match wire.is_empty() {
@@ -292,7 +293,7 @@ fn parameter_types(plan: &LogicalPlan) -> PgWireResult<Vec<Option<DataType>>> {
 impl Parse {
     /// A context for what is no query. One that `SET` may change is thrown away after: it changes
     /// nothing for anybody.
-    async fn aside(&self, statement: &ast::Statement) -> PgWireResult<SessionContext> {
+    async fn aside(&self, statement: &ast::Statement) -> PgWireResult<Shared<SessionContext>> {
         let changes = matches!(
             statement,
             ast::Statement::Set(_) | ast::Statement::ShowCatalogs { .. }
@@ -303,7 +304,7 @@ impl Parse {
         let snapshot = self.service.snapshot().await;
         let snapshot = snapshot.map_err(|error| pg_error(&error))?;
         let state = snapshot.context(Dialect::Postgres).state();
-        Ok(SessionContext::new_with_state(state))
+        Ok(Shared::new(SessionContext::new_with_state(state)))
     }
 
     fn parse(&self, text: &str) -> PgWireResult<Vec<ast::Statement>> {
@@ -352,13 +353,14 @@ impl QueryParser for Parse {
         }
         let prepared = self
             .service
-            .prepare_statement(Dialect::Postgres, text.clone(), statement.clone())
+            .prepare_statement(
+                Dialect::Postgres,
+                text.clone(),
+                Shared::new(statement.clone()),
+            )
             .await
             .map_err(|error| pg_error(&error))?;
-        Ok(Some((
-            text,
-            Some((statement, prepared.plan.as_ref().clone())),
-        )))
+        Ok(Some((text, Some((statement, (*prepared.plan).clone())))))
     }
 
     fn get_parameter_types(&self, statement: &Statement) -> PgWireResult<Vec<Type>> {
