@@ -1,6 +1,6 @@
 # make demo    build pmill and run it: a made corpus in, a PMI table out, the top pairs in SQL
 # make test    everything that must hold, with whatever it needs set up first; CI runs this
-# make test-all  what make test does, and the recipes that need torch (a download of gigabytes)
+# make test-all  what make test does, the recipes that need torch (a download of gigabytes), and a second S3 server (minutes to build)
 # make check   the quick gate: format, clippy, unit tests
 # make bench   pmill against its peers on the same files, into docs/benchmarks.md (DOCUMENTS, CAPTIONS, GLOVE=folder)
 # make bench-tables   8 tables of 50 M pairs into one: throughput and memory (TABLES, PAIRS)
@@ -71,6 +71,10 @@ test-all: test
 	python3 -m venv $(CACHE)/torch && "$(CACHE)/torch/bin/pip" install --quiet pytest pyarrow numpy torch && \
 	PYTHONPATH="$$(echo $$venv/lib/python3*/site-packages)" PMILL_TORCH=1 PMILL_BIN=$${PMILL_BIN:-$(BIN)} \
 		"$(CACHE)/torch/bin/python" -m pytest -c tests/python/pytest.ini tests/python/test_recipes.py
+	$(CARGO) install --quiet --locked --version 0.14.1 --features binary --root $(CACHE)/s3s-fs \
+		--target-dir $(CACHE)/s3s-fs/target s3s-fs
+	venv=$$(tools/python-environment $(CACHE)); PMILL_S3S_FS=$(CACHE)/s3s-fs/bin/s3s-fs PMILL_BIN=$${PMILL_BIN:-$(BIN)} \
+		"$$venv/bin/python" -m pytest -c tests/python/pytest.ini tests/python/test_s3.py
 
 format:
 	$(CARGO) fmt --all --check

@@ -1,7 +1,11 @@
-"""An S3 store on loopback (moto) behind a proxy that spoils answers."""
+"""An S3 store on loopback (moto, or s3s-fs where PMILL_S3S_FS names its binary) behind a proxy that spoils answers."""
 
 import logging
+import os
 import random
+import re
+import subprocess
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +17,11 @@ KEY, SECRET = "AKIAEXAMPLEKEY", "a-secret-that-nobody-may-see"
 
 
 @pytest.fixture(scope="module")
-def s3_server():
+def s3_server(tmp_path_factory):
+    """Host and port."""
+    if "PMILL_S3S_FS" in os.environ:
+        yield from s3s_fs(tmp_path_factory.mktemp("s3s"))
+        return
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -21,6 +29,24 @@ def s3_server():
     server.start()
     yield server.get_host_and_port()
     server.stop()
+
+
+def s3s_fs(folder):
+    """The server of the crate s3s-fs, on a port of its own choice."""
+    (folder / "root").mkdir()
+    log = folder / "log"
+    command = [os.environ["PMILL_S3S_FS"], "--host", "127.0.0.1", "--port", "0", "--access-key", KEY, "--secret-key", SECRET]
+    with open(log, "wb") as out:
+        process = subprocess.Popen([*command, folder / "root"], stdout=out, stderr=out, env={"RUST_LOG": "s3s_fs=info"})
+    try:
+        deadline = time.monotonic() + 60
+        while not (found := re.search(r"server is running at http://127\.0\.0\.1:(\d+)", log.read_text())):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        yield "127.0.0.1", int(found[1])
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ pub(crate) fn expand(input: &str, endings: &[&str]) -> Result<Vec<InputFile>, En
         if found.is_empty() {
             return Err(refuse("no such object, and no Parquet file below it"));
         }
-        return Ok(found.into_iter().map(|meta| file(&root, meta)).collect());
+        return identified(&store, &root, found);
     };
     let pattern = Pattern::new(key).map_err(|error| refuse(&format!("not a glob: {error}")))?;
     let options = MatchOptions {
@@ -62,7 +62,25 @@ pub(crate) fn expand(input: &str, endings: &[&str]) -> Result<Vec<InputFile>, En
     if found.is_empty() {
         return Err(refuse("the glob matches no file"));
     }
-    Ok(found.into_iter().map(|meta| file(&root, meta)).collect())
+    identified(&store, &root, found)
+}
+
+/// Listed objects with their entity tags. Some stores list objects without, and tell the tag of one that is
+/// asked for: it would then seem to have changed when it is read.
+fn identified(
+    store: &Arc<dyn ObjectStore>,
+    root: &Url,
+    listed: Vec<ObjectMeta>,
+) -> Result<Vec<InputFile>, EngineError> {
+    let mut files = Vec::with_capacity(listed.len());
+    for meta in listed {
+        let asked = match &meta.e_tag {
+            Some(_) => None,
+            None => head_at(store, meta.location.clone())?,
+        };
+        files.push(file(root, asked.unwrap_or(meta)));
+    }
+    Ok(files)
 }
 
 /// Looks at an object again.
@@ -91,7 +109,14 @@ fn split(input: &str) -> Option<(&str, &str)> {
 }
 
 fn head(store: &Arc<dyn ObjectStore>, key: &str) -> Result<Option<ObjectMeta>, EngineError> {
-    let (store, path) = (store.clone(), ObjectPath::from(key));
+    head_at(store, ObjectPath::from(key))
+}
+
+fn head_at(
+    store: &Arc<dyn ObjectStore>,
+    path: ObjectPath,
+) -> Result<Option<ObjectMeta>, EngineError> {
+    let store = store.clone();
     let asked = path.clone();
     match wait(async move { store.head(&asked).await })? {
         Ok(meta) => Ok(Some(meta)),
