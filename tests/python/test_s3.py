@@ -1,5 +1,6 @@
 """Warehouses and inputs in an S3 store on loopback (moto), also when the store misbehaves."""
 
+import os
 import subprocess
 import threading
 import time
@@ -165,7 +166,7 @@ def test_inputs_that_are_not_there_are_named(place, store, corpus):
 def test_no_credential_is_logged_or_stored(store, corpus):
     upload(store, corpus[:1])
     result = pmill.run(
-        "count", "-vv", "--warehouse", f"{store.uri}/wh", "--name", "j", "--input", f"{store.uri}/corpus",
+        "count", "-vv", "--warehouse", f"{store.uri}/wh", "--name", "j", "--input", f"{store.uri}/corpus/",
         "--text", "TEXT", *FLAGS, env=store.env(), noise=(),
     )  # fmt: skip
     assert SECRET not in result.err + result.out and KEY not in result.err + result.out
@@ -293,6 +294,7 @@ def test_a_store_that_is_away_for_seconds_is_waited_for(store, corpus, local):
     assert parquet(store, "pairs") == local.content("pairs")
 
 
+@pytest.mark.skipif("PMILL_S3S_FS" in os.environ, reason="s3s-fs 0.14 does not list the uploads that are begun")
 @pytest.mark.parametrize("what", ["partNumber=", "POST"])
 def test_an_upload_that_fails_leaves_no_parts_behind(what, store, corpus):
     """Parts of an upload that never ended are invisible, and charged for."""
