@@ -3,7 +3,11 @@
 //! ```text
 //! cargo run --release -p pmill-count --example rate -- --tokens 100000000 --vocabulary 50000 \
 //!     --window 10 --style documents --threads 1 [--weight harmonic] [--context window] [--blocks 1] [--repeat 1] [--probe]
+//!     [--pool queue|rayon|partitions]
 //! ```
+//!
+//! `--pool` says how ranges of left ids come to threads: `queue` is how `pmill count` does it, each thread takes the next
+//! one; `rayon` steals; `partitions` gives each thread its ranges beforehand, as an engine's partitions do.
 //!
 //! The corpus: Zipf-Mandelbrot words, (rank + 2.7)^-1.07 over 400,000 types; 500 topics of 400
 //! words, from which 35 % of a row's tokens come; `documents` have log-normal lengths of 50 to
@@ -12,12 +16,15 @@
 
 #![allow(clippy::print_stdout, reason = "an example prints its result")]
 
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use pmill_count::{
-    Accumulator, Context, CountSettings, OUT_OF_VOCABULARY, PairTally, Side, TokenBlock, Weight,
-    Window, weight_unit,
+    Accumulator, Context, CountSettings, OUT_OF_VOCABULARY, PairTally, PreparedBlock, Side,
+    TokenBlock, Weight, Window, weight_unit,
 };
+use rayon::prelude::*;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -32,6 +39,15 @@ struct Arguments {
     weight: Weight,
     probe: bool,
     repeat: usize,
+    pool: Pool,
+}
+
+/// How ranges come to threads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pool {
+    Queue,
+    Rayon,
+    Partitions,
 }
 
 fn arguments() -> Outcome<Arguments> {
@@ -46,6 +62,7 @@ fn arguments() -> Outcome<Arguments> {
         weight: Weight::Harmonic,
         probe: false,
         repeat: 1,
+        pool: Pool::Queue,
     };
     let mut words = std::env::args().skip(1);
     while let Some(flag) = words.next() {
@@ -63,6 +80,14 @@ fn arguments() -> Outcome<Arguments> {
             "--blocks" => parsed.blocks = value.parse()?,
             "--repeat" => parsed.repeat = value.parse()?,
             "--context" => parsed.context = value,
+            "--pool" => {
+                parsed.pool = match value.as_str() {
+                    "queue" => Pool::Queue,
+                    "rayon" => Pool::Rayon,
+                    "partitions" => Pool::Partitions,
+                    _ => return Err(format!("unknown pool {value}").into()),
+                };
+            }
             "--weight" => parsed.weight = serde_json::from_str(&format!("\"{value}\""))?,
             _ => return Err(format!("unknown flag {flag}").into()),
         }
@@ -160,32 +185,10 @@ fn measure(
         figures.prepare += cpu_seconds() - cpu;
         let cpu = cpu_seconds();
         let ranges = prepared.plan_ranges(arguments.threads * 16);
-        let next = std::sync::atomic::AtomicUsize::new(0);
-        let tallies: Vec<Outcome<(PairTally, usize)>> = std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..arguments.threads)
-                .map(|_| {
-                    scope.spawn(|| {
-                        let mut accumulator = Accumulator::new(arguments.vocabulary);
-                        let mut tally = PairTally::default();
-                        loop {
-                            let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                            let Some(range) = ranges.get(index) else {
-                                break Ok((tally, accumulator.held_bytes()));
-                            };
-                            prepared.count_rows(range.clone(), &mut accumulator, &mut tally)?;
-                        }
-                    })
-                })
-                .collect();
-            workers
-                .into_iter()
-                .map(|worker| {
-                    worker
-                        .join()
-                        .unwrap_or_else(|_| Err("a thread panicked".into()))
-                })
-                .collect()
-        });
+        let tallies = match arguments.pool {
+            Pool::Rayon => stolen(&prepared, arguments, &ranges)?,
+            pool => threaded(&prepared, arguments, &ranges, pool),
+        };
         for tally in tallies {
             let (tally, bytes) = tally?;
             figures.total.rows += tally.rows;
@@ -199,6 +202,63 @@ fn measure(
         spare = Some(prepared.recycle());
     }
     Ok(figures)
+}
+
+/// Threads of our own: they take range after range, or have theirs from the beginning.
+fn threaded(
+    prepared: &PreparedBlock,
+    arguments: &Arguments,
+    ranges: &[Range<u32>],
+    pool: Pool,
+) -> Vec<Outcome<(PairTally, usize)>> {
+    let next = AtomicUsize::new(0);
+    let count = |thread: usize| {
+        let mut accumulator = Accumulator::new(arguments.vocabulary);
+        let mut tally = PairTally::default();
+        let mut mine = (thread..).step_by(arguments.threads);
+        loop {
+            let index = match pool {
+                Pool::Partitions => mine.next().unwrap_or(usize::MAX),
+                _ => next.fetch_add(1, Ordering::Relaxed),
+            };
+            let Some(range) = ranges.get(index) else {
+                return Ok((tally, accumulator.held_bytes()));
+            };
+            prepared.count_rows(range.clone(), &mut accumulator, &mut tally)?;
+        }
+    };
+    std::thread::scope(|scope| {
+        let count = &count;
+        let workers: Vec<_> = (0..arguments.threads)
+            .map(|thread| scope.spawn(move || count(thread)))
+            .collect();
+        let home = workers.into_iter().map(|worker| {
+            let result = worker.join();
+            result.unwrap_or_else(|_| Err("a thread panicked".into()))
+        });
+        home.collect()
+    })
+}
+
+/// Rayon's threads: a piece of work that is stolen brings an accumulator of its own.
+fn stolen(
+    prepared: &PreparedBlock,
+    arguments: &Arguments,
+    ranges: &[Range<u32>],
+) -> Outcome<Vec<Outcome<(PairTally, usize)>>> {
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(arguments.threads);
+    let pool = threads.build()?;
+    let count = |accumulator: &mut Accumulator, range: &Range<u32>| {
+        let mut tally = PairTally::default();
+        prepared.count_rows(range.clone(), accumulator, &mut tally)?;
+        Ok((tally, accumulator.held_bytes()))
+    };
+    Ok(pool.install(|| {
+        let ranges = ranges.par_iter();
+        ranges
+            .map_init(|| Accumulator::new(arguments.vocabulary), count)
+            .collect()
+    }))
 }
 
 fn report(arguments: &Arguments, events: u64, figures: &Figures) {
