@@ -537,8 +537,8 @@ impl<'a> Merging<'a> {
         facts.units = units_of(&files).to_string();
         let mut tail = self.tail()?;
         facts.tail = tail.as_mut().map(|tail| {
-            let facts = self.bases().filter_map(|base| base.facts.tail.as_ref());
-            let taken = facts.clone().any(|facts| facts.distinct_is_upper_bound);
+            let mut facts = self.bases().filter_map(|base| base.facts.tail.as_ref());
+            let taken = facts.any(|facts| facts.distinct_is_upper_bound);
             TailFacts::of(tail, taken)
         });
         summary.version = begun.target.commit(

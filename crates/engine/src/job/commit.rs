@@ -1,5 +1,6 @@
 //! The commit: `vocab`, `outside`, `sources` and `pairs` become visible as one version.
 
+use arrow::datatypes::SchemaRef;
 use pmill_count::Tail;
 use pmill_store::{DataFile, JobCommit, JobName, Warehouse, killpoint, schema};
 use pmill_text::Vocabulary;
@@ -91,7 +92,7 @@ impl Target<'_> {
             batch: digest.to_owned(),
             settings: self.settings.clone(),
             facts: json(serde_json::to_string(changes.facts))?,
-            vocab_schema: vocab_schema.clone(),
+            vocab_schema: SchemaRef::clone(vocab_schema),
             vocab: vec![vocab],
             sources: vec![sources],
             pairs: changes.pairs.into_iter().map(|range| range.file).collect(),

@@ -18,7 +18,7 @@ use pmill_stats::catalogue::{DRIFT, TableFunctionDoc};
 use super::Jobs;
 use super::arguments::Arguments;
 use super::counts::JobCounts;
-use super::planned::{PlannedTable, Query};
+use super::planned::{PlannedTable, Query, external};
 
 pub(super) static DOC: &TableFunctionDoc = &DRIFT;
 
