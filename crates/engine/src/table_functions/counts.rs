@@ -24,6 +24,8 @@ pub(super) struct JobCounts {
     pub(super) settings: RecordedSettings,
     schema: String,
     pub(super) unit: u64,
+    /// Ids that a pair may have.
+    pub(super) size: u32,
     /// The sketched pairs, of a job with a sketch.
     pub(super) tail: Option<TailFacts>,
     /// A pair of two features stands for both orders.
@@ -115,6 +117,7 @@ impl JobCounts {
             settings,
             schema: sql::name(name),
             unit,
+            size: u32::try_from(facts.ids()).unwrap_or(u32::MAX),
             tail: facts.tail,
             symmetric,
             windows,

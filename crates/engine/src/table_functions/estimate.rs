@@ -257,15 +257,11 @@ impl Asked {
         wanted.sort_unstable();
         wanted.dedup();
         let mut found = HashMap::new();
-        let Some(last) = wanted.last() else {
+        if wanted.is_empty() {
             return Ok(found);
-        };
-        let ids = wanted
-            .iter()
-            .map(|(left, _)| left + 1)
-            .max()
-            .unwrap_or(last.0 + 1);
-        let table = PairsTable::new(&self.warehouse, &self.counts.job, ids, runtime)?;
+        }
+        let counts = &self.counts;
+        let table = PairsTable::new(&self.warehouse, &counts.job, counts.size, runtime)?;
         let mut rows = table.rows();
         for row in wanted.chunk_by(|one, other| one.0 == other.0) {
             let left = row[0].0;
