@@ -73,9 +73,9 @@ pub struct CountArgs {
     #[command(flatten)]
     vocabulary: VocabularyArgs,
     #[command(flatten)]
-    context: ContextArgs,
-    #[command(flatten)]
     sketch: SketchArgs,
+    #[command(flatten)]
+    context: ContextArgs,
     /// What to do with a file that cannot be read
     #[arg(long, value_enum, default_value = "fail")]
     on_bad_file: BadFile,
