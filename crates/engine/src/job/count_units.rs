@@ -25,6 +25,9 @@ pub(super) struct RunsManifest {
     pub(super) dropped_features: u64,
 }
 
+/// From provisional ids to those of a vocabulary that was given; counts by slice; sketches.
+type Given<'a> = (Option<Vec<u32>>, Option<&'a Slices>, Option<&'a mut Tails>);
+
 pub(super) struct Counted {
     pub(super) files: Vec<RangeFile>,
     /// Features dropped in what is added, and in what is taken.
@@ -39,8 +42,7 @@ impl Run<'_> {
         units: &[Unit],
         corpus: &mut Corpus,
         vocabulary: &Arc<Vocabulary>,
-        (given_map, slices): (Option<Vec<u32>>, Option<&Slices>),
-        mut tails: Option<&mut Tails>,
+        (given_map, slices, mut tails): Given<'_>,
         work: &WorkFolder,
     ) -> Result<Counted, EngineError> {
         let (mut runs, mut dropped_features, mut spilled_bytes) = (Vec::new(), [0; 2], 0);

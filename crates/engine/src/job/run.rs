@@ -111,8 +111,7 @@ impl Run<'_> {
             &units,
             &mut corpus,
             &totals.vocabulary,
-            (totals.given_map, slices),
-            tails.as_mut(),
+            (totals.given_map, slices, tails.as_mut()),
             &work,
         )?;
         let mut tail = match tails {

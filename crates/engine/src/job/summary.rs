@@ -73,6 +73,7 @@ impl CountSummary {
             types: done.facts.types,
             terms: done.facts.terms,
             pairs: done.facts.pairs,
+            sketched: done.facts.tail,
             total_rows: done.facts.rows,
             retracted_rows: done.taken.rows,
             outside_tokens: done.outside,
