@@ -225,6 +225,17 @@ fn the_help_of_count() {
           --vocab <FILE>
               Count just the terms of this file, one a line
 
+    Sketch, for tables that cannot be held:
+          --exact-terms <H>
+              Count pairs of the H most frequent terms exactly; all others go into a count-min sketch,
+              which gives estimates on request (the SQL function `estimate`)
+
+          --sketch-buckets <W>
+              Cells of a hash row of the sketch, 8 bytes each [default: 1048576]
+
+          --sketch-hashes <D>
+              Hash rows of the sketch [default: 5]
+
     Context:
           --context <CONTEXT>
               Where features meet: in the same row, or near each other
@@ -359,6 +370,11 @@ fn the_help_of_count() {
       # A new crawl into the same table: only new files are counted
       pmill count --warehouse wh --name web --input 'crawl/*.parquet' crawl-2/ --text text \
           --context window --window 10 --weight harmonic --tokenizer whitespace
+
+      # A vocabulary whose pairs no disk holds: exact for 20,000 terms, estimates for the others
+      pmill count --warehouse wh --name wide --input crawl/ --text text --vocab-size 1000000 \
+          --exact-terms 20000 --sketch-buckets 67108864 --memory-limit 8GiB
+
       # One of 8 shards, as a Kubernetes Indexed Job or a Slurm array runs it; then `pmill commit`
       pmill count --warehouse wh --name web --input crawl/ --text text --shard-count 8
 

@@ -40,7 +40,9 @@ def visible(job):
     properties = [action["metaData"]["configuration"] for actions in versions for action in actions if "metaData" in action]
     newest = properties[-1]
     seen = {"facts": json.loads(newest["pmill.facts"]), "settings": newest["pmill.settings"]}
-    for table in ("vocab", "outside", "pairs", "sources"):
+    for table in ("vocab", "outside", "pairs", "sources", "tail"):
+        if f"pmill.{table}_version" not in newest and table != "pairs":
+            continue
         number = len(versions) - 1 if table == "pairs" else int(newest[f"pmill.{table}_version"])
         folder = job.folder(table)
         files = version_files(folder, number)
@@ -159,11 +161,11 @@ def texts(seed, rows):
     return [" ".join(draw.choices(words, weights=[1 / (1 + n) for n in range(48)], k=draw.randint(0, 9))) for _ in range(rows)]
 
 
-def changes(folder, names=NAMES):
-    """The changes to kill, each on a warehouse of its own in `folder`."""
+def changes(folder, names=NAMES, more=()):
+    """The changes to kill, each on a warehouse of its own in `folder`; `more` flags for every count."""
     inputs = [pmill.write(folder / "in" / f"{number}.parquet", texts(number, 60)) for number in range(4)]
     a, b, c, d = inputs
-    settings = ["--text", "TEXT", "--vocab-size", "25", "--context", "window", "--window", "3", "--weight", "harmonic", "--threads", "2"]
+    settings = ["--text", "TEXT", "--vocab-size", "25", "--context", "window", "--window", "3", "--weight", "harmonic", "--threads", "2", *more]
     old = folder / "old" / "1.parquet"
     old.parent.mkdir()
     shutil.copy2(b, old)

@@ -205,7 +205,7 @@ class Job:
     def orphans(self):
         """Table files that no version names, and whatever lies in the work folder beside the lock."""
         found = []
-        for table in ("vocab", "pairs", "sources", "pmi", "outside"):
+        for table in ("vocab", "pairs", "sources", "pmi", "outside", "tail"):
             if not self.folder(table).exists():
                 continue
             known = self.every_file_ever(table)

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use pmill_engine::count_settings::{OutOfVocabulary, Side, Weight};
+use pmill_engine::count_settings::{OutOfVocabulary, Side, TailSettings, Weight};
 use pmill_engine::job::{self, CountJob, CountPlan, CountSummary, Recount, Status};
 use pmill_engine::memory::ByteSize;
 use pmill_engine::settings::{
@@ -31,6 +31,11 @@ Examples:
   # A new crawl into the same table: only new files are counted
   pmill count --warehouse wh --name web --input 'crawl/*.parquet' crawl-2/ --text text \\
       --context window --window 10 --weight harmonic --tokenizer whitespace
+
+  # A vocabulary whose pairs no disk holds: exact for 20,000 terms, estimates for the others
+  pmill count --warehouse wh --name wide --input crawl/ --text text --vocab-size 1000000 \\
+      --exact-terms 20000 --sketch-buckets 67108864 --memory-limit 8GiB
+
   # One of 8 shards, as a Kubernetes Indexed Job or a Slurm array runs it; then `pmill commit`
   pmill count --warehouse wh --name web --input crawl/ --text text --shard-count 8
 
@@ -67,6 +72,8 @@ pub struct CountArgs {
     features: FeatureArgs,
     #[command(flatten)]
     vocabulary: VocabularyArgs,
+    #[command(flatten)]
+    sketch: SketchArgs,
     #[command(flatten)]
     context: ContextArgs,
     /// What to do with a file that cannot be read
@@ -143,6 +150,35 @@ struct ContextArgs {
     /// Document: use at most the N most frequent distinct features of a row
     #[arg(long, value_name = "N")]
     max_features_per_document: Option<u32>,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Sketch, for tables that cannot be held")]
+struct SketchArgs {
+    /// Count pairs of the H most frequent terms exactly; all others go into a count-min sketch, which
+    /// gives estimates on request (the SQL function `estimate`)
+    #[arg(long, value_name = "H")]
+    exact_terms: Option<u32>,
+    /// Cells of a hash row of the sketch, 8 bytes each [default: 1048576]
+    #[arg(long, value_name = "W", requires = "exact_terms")]
+    sketch_buckets: Option<u32>,
+    /// Hash rows of the sketch [default: 5]
+    #[arg(long, value_name = "D", requires = "exact_terms")]
+    sketch_hashes: Option<u8>,
+}
+
+impl SketchArgs {
+    fn settings(&self) -> Option<TailSettings> {
+        Some(TailSettings {
+            exact_terms: self.exact_terms?,
+            buckets: self
+                .sketch_buckets
+                .unwrap_or_else(TailSettings::default_buckets),
+            hashes: self
+                .sketch_hashes
+                .unwrap_or_else(TailSettings::default_hashes),
+        })
+    }
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy)]
@@ -245,6 +281,7 @@ impl CountArgs {
                 max_features_per_document: context.max_features_per_document,
                 subsample: context.subsample,
             },
+            sketch: self.sketch.settings(),
         })
     }
 
@@ -370,6 +407,20 @@ pub fn describe(summary: &CountSummary) -> String {
             "  {} tokens ({:.1} %) are outside the vocabulary",
             group(summary.outside_tokens),
             100.0 * share,
+        );
+    }
+    if let Some(tail) = &summary.sketched {
+        let _ = writeln!(
+            text,
+            "  sketched: {} {} other pairs; an estimate is at most {} units too high, with a chance of {:.1} %",
+            if tail.distinct_is_upper_bound {
+                "at most about"
+            } else {
+                "about"
+            },
+            group(tail.distinct),
+            tail.most_over,
+            100.0 * tail.confidence,
         );
     }
     if summary.dropped_features > 0 {

@@ -222,6 +222,7 @@ impl EmbedArgs {
             seed: matrix.seed,
         };
         let table = TableRows::open(warehouse, name, global.threads(), global.memory_limit())?;
+        pmill_engine::tail::refuse("embed", name, &table.counted)?;
         let size = table.size();
         let room = Room::of(&table, &settings)?;
         let mut summary = empty(if self.dry_run { "planned" } else { "written" }, began);

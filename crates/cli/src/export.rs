@@ -228,6 +228,7 @@ impl ExportArgs {
                 );
             }
         }
+        notes.extend(pmill_engine::tail::only_exact(&table.counted));
         let (mut entries, mut files) = (0_u64, Vec::new());
         if self.dry_run {
             let most = table.facts.pairs * if table.symmetric { 2 } else { 1 };

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use pmill_engine::count_settings::TailSettings;
 use pmill_engine::error::nearest_name;
 use pmill_engine::memory::ByteSize;
 use pmill_engine::score::ScoreSettings;
@@ -31,6 +32,8 @@ pub struct Pipeline {
     pub vocabulary: VocabularySettings,
     /// Where features meet.
     pub context: ContextSettings,
+    /// Pairs beyond those of the most frequent terms go into a sketch; without this table all are exact.
+    pub sketch: Option<TailSettings>,
     /// How pairs are scored; without this table they are not.
     pub score: Option<ScoreSettings>,
     /// Values that stand as `{name}` in the SQL below.
@@ -167,6 +170,7 @@ impl Pipeline {
             features: self.features.clone(),
             vocabulary: self.vocabulary.clone(),
             context: self.context.clone(),
+            sketch: self.sketch.clone(),
         }
     }
 }

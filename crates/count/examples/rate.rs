@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! cargo run --release -p pmill-count --example rate -- --tokens 100000000 --vocabulary 50000 \
-//!     --window 10 --style documents --threads 1 [--weight harmonic] [--context window] [--blocks 1] [--repeat 1] [--probe]
-//!     [--pool queue|rayon|partitions]
+//!     --window 10 --style documents --threads 1 [--weight harmonic] [--context window] [--blocks 1] [--repeat 1] [--probe] \
+//!     [--pool queue|rayon|partitions] [--exact-terms 20000 --buckets 1048576 --hashes 5]
 //! ```
 //!
 //! `--pool` says how ranges of left ids come to threads: `queue` is how `pmill count` does it, each thread takes the next
@@ -12,7 +12,7 @@
 //! The corpus: Zipf-Mandelbrot words, (rank + 2.7)^-1.07 over 400,000 types; 500 topics of 400
 //! words, from which 35 % of a row's tokens come; `documents` have log-normal lengths of 50 to
 //! 2,000 tokens, `captions` 5 to 20. Ids are by falling frequency, the rest is outside the
-//! vocabulary. Times are CPU seconds of the process, user and system, to 10 ms.
+//! vocabulary. With `--exact-terms` each repetition is made twice, without a sketch and with one. Times are CPU seconds of the process, user and system, to 10 ms.
 
 #![allow(clippy::print_stdout, reason = "an example prints its result")]
 
@@ -21,8 +21,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use pmill_count::{
-    Accumulator, Context, CountSettings, OUT_OF_VOCABULARY, PairTally, PreparedBlock, Side,
-    TokenBlock, Weight, Window, weight_unit,
+    Accumulator, Context, CountSettings, OUT_OF_VOCABULARY, PairTally, PreparedBlock, Side, Tail,
+    TailSettings, TokenBlock, Weight, Window, weight_unit,
 };
 use rayon::prelude::*;
 
@@ -40,6 +40,9 @@ struct Arguments {
     probe: bool,
     repeat: usize,
     pool: Pool,
+    exact_terms: Option<u32>,
+    buckets: u32,
+    hashes: u8,
 }
 
 /// How ranges come to threads.
@@ -63,6 +66,9 @@ fn arguments() -> Outcome<Arguments> {
         probe: false,
         repeat: 1,
         pool: Pool::Queue,
+        exact_terms: None,
+        buckets: TailSettings::default_buckets(),
+        hashes: TailSettings::default_hashes(),
     };
     let mut words = std::env::args().skip(1);
     while let Some(flag) = words.next() {
@@ -79,6 +85,9 @@ fn arguments() -> Outcome<Arguments> {
             "--threads" => parsed.threads = value.parse()?,
             "--blocks" => parsed.blocks = value.parse()?,
             "--repeat" => parsed.repeat = value.parse()?,
+            "--exact-terms" => parsed.exact_terms = Some(value.parse()?),
+            "--buckets" => parsed.buckets = value.parse()?,
+            "--hashes" => parsed.hashes = value.parse()?,
             "--context" => parsed.context = value,
             "--pool" => {
                 parsed.pool = match value.as_str() {
@@ -130,8 +139,27 @@ fn main() -> Outcome<()> {
         from = end;
     }
     for _ in 0..arguments.repeat {
-        let figures = measure(&settings, &arguments, &ids, &row_ends)?;
+        let figures = measure(&settings, &arguments, &ids, &row_ends, None)?;
         report(&arguments, events, &figures);
+        if let Some(exact_terms) = arguments.exact_terms {
+            let sketch = TailSettings {
+                exact_terms,
+                buckets: arguments.buckets,
+                hashes: arguments.hashes,
+            };
+            let mut tail = Tail::new(&sketch, arguments.vocabulary)?;
+            let sketched = measure(&settings, &arguments, &ids, &row_ends, Some(&tail))?;
+            report(&arguments, events, &sketched);
+            println!(
+                "  into the sketch ({exact_terms} exact terms, {} x {} cells): {} pairs of blocks, about {} distinct, {:.1} ns of cpu more each",
+                sketch.hashes,
+                sketch.buckets,
+                figures.total.pairs - sketched.total.pairs,
+                tail.distinct().estimate(),
+                (sketched.count - figures.count) * 1e9
+                    / (figures.total.pairs - sketched.total.pairs) as f64
+            );
+        }
     }
     println!(
         "peak resident {} MiB (corpus of {} MiB included)",
@@ -158,6 +186,7 @@ fn measure(
     arguments: &Arguments,
     ids: &[u32],
     row_ends: &[usize],
+    tail: Option<&Tail>,
 ) -> Outcome<Figures> {
     let rows_a_block = row_ends.len().div_ceil(arguments.blocks);
     let mut figures = Figures::default();
@@ -186,8 +215,8 @@ fn measure(
         let cpu = cpu_seconds();
         let ranges = prepared.plan_ranges(arguments.threads * 16);
         let tallies = match arguments.pool {
-            Pool::Rayon => stolen(&prepared, arguments, &ranges)?,
-            pool => threaded(&prepared, arguments, &ranges, pool),
+            Pool::Rayon => stolen(&prepared, tail, arguments, &ranges)?,
+            pool => threaded(&prepared, tail, arguments, &ranges, pool),
         };
         for tally in tallies {
             let (tally, bytes) = tally?;
@@ -204,9 +233,26 @@ fn measure(
     Ok(figures)
 }
 
+/// Counts one range, its rarer pairs into the sketch if there is one.
+fn count_range(
+    prepared: &PreparedBlock,
+    tail: Option<&Tail>,
+    range: &Range<u32>,
+    accumulator: &mut Accumulator,
+    tally: &mut PairTally,
+) -> Outcome<()> {
+    let Some(tail) = tail else {
+        return Ok(prepared.count_rows(range.clone(), accumulator, tally)?);
+    };
+    let mut split = tail.split(tally);
+    prepared.count_rows(range.clone(), accumulator, &mut split)?;
+    Ok(split.finish()?)
+}
+
 /// Threads of our own: they take range after range, or have theirs from the beginning.
 fn threaded(
     prepared: &PreparedBlock,
+    tail: Option<&Tail>,
     arguments: &Arguments,
     ranges: &[Range<u32>],
     pool: Pool,
@@ -224,7 +270,7 @@ fn threaded(
             let Some(range) = ranges.get(index) else {
                 return Ok((tally, accumulator.held_bytes()));
             };
-            prepared.count_rows(range.clone(), &mut accumulator, &mut tally)?;
+            count_range(prepared, tail, range, &mut accumulator, &mut tally)?;
         }
     };
     std::thread::scope(|scope| {
@@ -243,6 +289,7 @@ fn threaded(
 /// Rayon's threads: a piece of work that is stolen brings an accumulator of its own.
 fn stolen(
     prepared: &PreparedBlock,
+    tail: Option<&Tail>,
     arguments: &Arguments,
     ranges: &[Range<u32>],
 ) -> Outcome<Vec<Outcome<(PairTally, usize)>>> {
@@ -250,7 +297,7 @@ fn stolen(
     let pool = threads.build()?;
     let count = |accumulator: &mut Accumulator, range: &Range<u32>| {
         let mut tally = PairTally::default();
-        prepared.count_rows(range.clone(), accumulator, &mut tally)?;
+        count_range(prepared, tail, range, accumulator, &mut tally)?;
         Ok((tally, accumulator.held_bytes()))
     };
     Ok(pool.install(|| {

@@ -172,6 +172,51 @@ pub enum CountError {
         /// The source's own error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A size of the sketch is outside what can be made.
+    #[error("{found} {what} of the sketch are outside {least} to {most}")]
+    TailSize {
+        /// What has that size.
+        what: &'static str,
+        /// What was asked for.
+        found: u32,
+        /// The least.
+        least: u32,
+        /// The most.
+        most: u32,
+    },
+    /// The counts in the sketch add up to more than the tables can store.
+    #[error("the counts of the sketched pairs add up to more than 63 bits hold")]
+    TailOverflow,
+    /// More was subtracted from the sketched pairs of a term than they hold.
+    #[error("the sketched pairs of {id} have count {count}, cannot subtract {subtract}")]
+    NegativeTail {
+        /// The id.
+        id: u32,
+        /// What its pairs hold.
+        count: u64,
+        /// What was to be taken away.
+        subtract: u64,
+    },
+    /// More was subtracted from a cell of the sketch than it holds.
+    #[error(
+        "cell {bucket} of hash row {hash} of the sketch has {count}, cannot subtract {subtract}"
+    )]
+    NegativeCell {
+        /// Hash row.
+        hash: u8,
+        /// Cell.
+        bucket: u32,
+        /// What it holds.
+        count: u64,
+        /// What was to be taken away.
+        subtract: u64,
+    },
+    /// A stored sketch is not one, or one of other settings.
+    #[error("the sketch is damaged: {reason}")]
+    TailDamaged {
+        /// What is wrong.
+        reason: String,
+    },
     /// A counting thread panicked.
     #[error("a counting thread panicked")]
     Panicked,
@@ -188,7 +233,12 @@ impl CountError {
             | Self::SumOverflow { .. }
             | Self::NegativeCount { .. }
             | Self::RunCorrupt { .. }
-            | Self::RunVersion { .. } => ErrorKind::User,
+            | Self::RunVersion { .. }
+            | Self::TailSize { .. }
+            | Self::TailOverflow
+            | Self::NegativeTail { .. }
+            | Self::NegativeCell { .. }
+            | Self::TailDamaged { .. } => ErrorKind::User,
             Self::RunRead { .. }
             | Self::RunWrite { .. }
             | Self::Sink { .. }

@@ -26,6 +26,8 @@
 //! # Ok::<(), CountError>(())
 //! ```
 //!
+//! A [`Tail`] before the sink takes the pairs of rarer terms into a sketch, for tables that cannot be held.
+//!
 //! # Memory
 //! A block takes [`TokenBlock::bytes_per_token`] (6 or 8) bytes a token and 12 an id of the vocabulary,
 //! index included; an accumulator 24 an id; an open run about 1.5 MiB at most. Nothing else grows with the data.
@@ -75,6 +77,7 @@ mod run;
 mod settings;
 mod sink;
 mod subsample;
+mod tail;
 
 #[cfg(test)]
 mod reference;
@@ -96,3 +99,4 @@ pub use settings::{
 };
 pub use sink::{PairColumns, PairTally, RowSink};
 pub use subsample::{keep_probability, subsample_row};
+pub use tail::{Distinct, HashRow, Tail, TailSettings, TailSplit, TailSums};

@@ -1,5 +1,5 @@
-//! A warehouse as SQL sees it: each job is a schema with the tables `vocab`, `pairs`, `sources`
-//! and, once scored, `pmi`. A job is opened when a query first names it, and stays at that
+//! A warehouse as SQL sees it: each job is a schema with the tables `vocab`, `pairs`, `sources`, perhaps `outside`
+//! and `tail`, and, once scored, `pmi`. A job is opened when a query first names it, and stays at that
 //! version for the life of the catalog: one query, one version.
 
 use std::collections::HashMap;
@@ -171,11 +171,9 @@ impl JobSchema {
 #[async_trait]
 impl SchemaProvider for JobSchema {
     fn table_names(&self) -> Vec<String> {
-        let scored = self.table_exist("pmi");
-        let outside = self.table_exist("outside");
-        ["outside", "pairs", "pmi", "sources", "vocab"]
+        ["outside", "pairs", "pmi", "sources", "tail", "vocab"]
             .into_iter()
-            .filter(|name| (*name != "pmi" || scored) && (*name != "outside" || outside))
+            .filter(|name| self.table_exist(name))
             .map(str::to_owned)
             .collect()
     }
@@ -194,6 +192,10 @@ impl SchemaProvider for JobSchema {
                 Some(outside) => outside,
                 None => return Ok(None),
             },
+            "tail" => match &job.tail {
+                Some(tail) => tail,
+                None => return Ok(None),
+            },
             _ => return Ok(None),
         };
         let provider = state
@@ -206,8 +208,9 @@ impl SchemaProvider for JobSchema {
     fn table_exist(&self, name: &str) -> bool {
         match name {
             "vocab" | "pairs" | "sources" => true,
-            "pmi" | "outside" => match self.job.get() {
+            "pmi" | "outside" | "tail" => match self.job.get() {
                 Some(job) if name == "pmi" => job.pmi.is_some(),
+                Some(job) if name == "tail" => job.tail.is_some(),
                 Some(job) => job.outside.is_some(),
                 None => {
                     let (_, local) = self.warehouse.table_folder(&self.name, name);

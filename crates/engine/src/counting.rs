@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use pmill_count::{
     Accumulator, Compression, Context, CountError, CountSettings as KernelSettings,
     OUT_OF_VOCABULARY, Piece, PreparedBlock, RowSink, RowSource, RunReader, RunSource, RunWriter,
-    SeekSource, TokenBlock, merge_runs, subsample_row,
+    SeekSource, Tail, TokenBlock, merge_runs, subsample_row,
 };
 use pmill_store::DataFile;
 use serde::{Deserialize, Serialize};
@@ -263,19 +263,23 @@ impl Counting<'_> {
             .saturating_add(1 << 20))
     }
 
-    /// Counts a block straight into the table files.
+    /// Counts a block straight into the table files; what is not exact into `tail`.
     ///
     /// # Errors
     /// A full disk, a sum beyond 64 bits, a stop.
-    pub fn write_tables(&self, block: &PreparedBlock) -> Result<Vec<RangeFile>, EngineError> {
+    pub fn write_tables(
+        &self,
+        block: &PreparedBlock,
+        tail: Option<&Tail>,
+    ) -> Result<Vec<RangeFile>, EngineError> {
         self.each_range(
-            |range, accumulator, file| block.count_rows(range, accumulator, file),
+            |range, accumulator, file| count_rows(block, range, accumulator, file, tail),
             |_| None,
             |_, _| Ok(()),
         )
     }
 
-    /// Counts a block into runs, named by `prefix`: one a thread.
+    /// Counts a block into runs, named by `prefix`: one a thread; what is not exact into `tail`.
     ///
     /// # Errors
     /// A full disk, a sum beyond 64 bits, a stop.
@@ -284,6 +288,7 @@ impl Counting<'_> {
         block: &PreparedBlock,
         work: &Path,
         prefix: &str,
+        tail: Option<&Tail>,
     ) -> Result<Vec<RunFile>, EngineError> {
         let parts = block.plan_ranges(self.threads * 16);
         let next = AtomicUsize::new(0);
@@ -302,7 +307,7 @@ impl Counting<'_> {
                 let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) else {
                     break;
                 };
-                block.count_rows(part.clone(), &mut accumulator, &mut writer)?;
+                count_rows(block, part.clone(), &mut accumulator, &mut writer, tail)?;
             }
             let (file, summary) = writer.finish()?;
             let file = file.into_inner().map_err(|error| io(error.into_error()))?;
@@ -400,6 +405,22 @@ impl Counting<'_> {
             ))
         }
     }
+}
+
+/// Rows of a block into a sink, or what is exact of them, and the rest into a sketch.
+fn count_rows(
+    block: &PreparedBlock,
+    range: Range<u32>,
+    accumulator: &mut Accumulator,
+    sink: &mut impl RowSink,
+    tail: Option<&Tail>,
+) -> Result<(), CountError> {
+    let Some(tail) = tail else {
+        return block.count_rows(range, accumulator, sink);
+    };
+    let mut split = tail.split(sink);
+    block.count_rows(range, accumulator, &mut split)?;
+    split.finish()
 }
 
 /// Remembers the first row.

@@ -159,6 +159,9 @@ pub fn inspect(
     if let Some(outside) = &job.outside {
         tables.push(table("outside", outside)?);
     }
+    if let Some(tail) = &job.tail {
+        tables.push(table("tail", tail)?);
+    }
     if let Some(pmi) = &job.pmi {
         tables.push(table("pmi", pmi)?);
     }
@@ -272,6 +275,9 @@ impl fmt::Display for JobReport {
                     slice.tokens
                 )?;
             }
+        }
+        if let (Some(tail), Some(sketch)) = (&facts.tail, &self.settings.given.sketch) {
+            tail.fmt(out, sketch, facts.weight_unit)?;
         }
         for table in &self.tables {
             writeln!(

@@ -53,6 +53,7 @@ pub mod stored;
 pub mod stores;
 pub mod table_functions;
 pub mod tables;
+pub mod tail;
 pub mod time_travel;
 pub mod tokens;
 pub mod units;
@@ -69,5 +70,5 @@ pub use pmill_store as store;
 pub use pmill_text as text;
 /// The kernel's settings.
 pub mod count_settings {
-    pub use pmill_count::{OutOfVocabulary, Side, Weight};
+    pub use pmill_count::{OutOfVocabulary, Side, TailSettings, Weight};
 }

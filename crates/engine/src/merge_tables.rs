@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pmill_count::{Accumulator, CountSettings as KernelSettings, Side};
+use pmill_count::{Accumulator, CountSettings as KernelSettings, Side, Tail};
 use pmill_store::{DataFile, Job, JobName, Warehouse, killpoint};
 use pmill_text::{TermCount, Vocabulary, merge_sorted};
 use serde::Serialize;
@@ -35,6 +35,7 @@ use crate::slices::Slices;
 use crate::sources::{SourceRow, SourceStatus};
 use crate::stored::StoredTable;
 use crate::tables::{sliced_ranges, table_ranges};
+use crate::tail::{StoredTail, TailFacts, held_bytes, sums_bytes};
 use crate::work::{SCRATCH, WorkFolder};
 
 /// What one table and one thread hold at most while they are merged: a row group as stored, its
@@ -322,6 +323,18 @@ impl MergeJob {
                 differences.join("\n  ")
             )));
         }
+        if base.recorded.given.sketch.is_some() {
+            if self.remap {
+                return Err(EngineError::Setting(
+                    "--remap does not go with jobs that have a sketch: its pairs cannot be brought to other ids".into(),
+                ));
+            }
+            if !matches!(relation, Relation::Same) {
+                return Err(EngineError::Setting(format!(
+                    "`{shown}` and `{first_shown}` have a sketch, and other vocabularies (or the same terms in another order): sketches are summed only over the same ids; count with --vocab FILE to have one vocabulary from the start"
+                )));
+            }
+        }
         let drops_by_rank = first
             .recorded
             .given
@@ -522,6 +535,12 @@ impl<'a> Merging<'a> {
         let mut facts = begun.facts;
         facts.pairs = files.iter().map(|file| file.pairs).sum();
         facts.units = units_of(&files).to_string();
+        let mut tail = self.tail()?;
+        facts.tail = tail.as_mut().map(|tail| {
+            let mut facts = self.bases().filter_map(|base| base.facts.tail.as_ref());
+            let taken = facts.any(|facts| facts.distinct_is_upper_bound);
+            TailFacts::of(tail, taken)
+        });
         summary.version = begun.target.commit(
             Changes {
                 vocabulary: &begun.vocabulary,
@@ -529,12 +548,28 @@ impl<'a> Merging<'a> {
                 sources: &mut self.sources(),
                 pairs: files,
                 outside: begun.outside,
+                tail,
                 facts: &facts,
                 subsample: self.first().subsample.as_ref(),
             },
             digest,
         )?;
         Ok(facts)
+    }
+
+    /// The sketches of all tables in one; `None` when they have none.
+    fn tail(&self) -> Result<Option<Tail>, EngineError> {
+        let Some(settings) = &self.first().recorded.given.sketch else {
+            return Ok(None);
+        };
+        let mut sum = Tail::new(settings, self.first().vocabulary_size())?;
+        for (warehouse, base) in self.places() {
+            let stored = StoredTail::open(warehouse, &base.job, self.session.handle())?;
+            if let Some(stored) = stored {
+                stored.add_to(&mut sum)?;
+            }
+        }
+        Ok(Some(sum))
     }
 
     /// Tells of pairs that were left out.
@@ -572,6 +607,11 @@ impl<'a> Merging<'a> {
     /// How many of the tables are the target's own: 0 or 1.
     pub(crate) fn own_tables(&self) -> usize {
         usize::from(self.plan.target.is_some())
+    }
+
+    /// Whether the tables have a sketch.
+    pub(crate) fn is_sketched(&self) -> bool {
+        self.first().recorded.given.sketch.is_some()
     }
 
     /// Whether the tables are counted by slice.
@@ -664,7 +704,11 @@ impl<'a> Merging<'a> {
         let of_slices = self.bases().filter_map(|base| base.slices.as_ref());
         let of_slices = of_slices.chain(&begun.slices).map(Slices::held_bytes);
         let vocabulary = begun.vocabulary.held_bytes() as u64;
-        let fixed = fixed.sum::<u64>() + vocabulary + of_slices.sum::<u64>();
+        let of_sketch = match &self.first().recorded.given.sketch {
+            None => 0,
+            Some(sketch) => held_bytes(sketch, 1) + sums_bytes(begun.vocabulary.len(), 2),
+        };
+        let fixed = fixed.sum::<u64>() + vocabulary + of_slices.sum::<u64>() + of_sketch;
         let room = self.job.memory_limit.0.saturating_sub(fixed) / a_thread;
         if room == 0 {
             return Err(EngineError::Memory {
@@ -757,6 +801,7 @@ impl<'a> Merging<'a> {
             weight_unit: self.first().facts.weight_unit,
             dropped_features: 0,
             slices: Vec::new(),
+            tail: None,
         };
         for base in self.bases() {
             let facts = &base.facts;

@@ -15,7 +15,7 @@ use arrow::record_batch::RecordBatch;
 use datafusion::common::DFSchema;
 use datafusion::physical_plan::PhysicalExpr;
 use datafusion::prelude::SessionContext;
-use pmill_count::Side;
+use pmill_count::{Side, TailSums};
 use pmill_store::{DataFile, Job, JobName, Warehouse};
 
 use crate::error::EngineError;
@@ -25,6 +25,7 @@ use crate::progress::{Progress, StopFlag, Unit as Steps};
 use crate::score::{Marginals, RecordedScore, ScoreSettings};
 use crate::session::{Session, query};
 use crate::settings::{ContextKind, RecordedSettings};
+use crate::tail::StoredTail;
 use crate::workers;
 
 /// Bytes of an entry while its band is made: column, value, and its share of the pass that scores.
@@ -165,6 +166,8 @@ pub struct TableRows {
     pub counted: RecordedSettings,
     /// Whether a pair has no direction.
     pub symmetric: bool,
+    /// Sums of the pairs that are not in the table, of a job with a sketch.
+    tail: Option<TailSums>,
 }
 
 impl TableRows {
@@ -207,7 +210,9 @@ impl TableRows {
         let (terms, counts, documents) = session.wait(read_vocabulary(session.context(), &job))?;
         let symmetric = counted.given.context.kind == ContextKind::Document
             || counted.given.context.side == Side::Symmetric;
+        let tail = StoredTail::open(&warehouse, &job, session.handle())?;
         Ok(Self {
+            tail: tail.map(|tail| tail.sums()).transpose()?,
             session,
             in_order,
             warehouse,
@@ -370,16 +375,20 @@ impl TableRows {
                 n: self.facts.rows as f64,
             };
         }
+        let sketched = |sums: &[u128], tail: fn(&TailSums) -> &Vec<u64>| -> Vec<u128> {
+            let Some(more) = self.tail.as_ref().map(tail) else {
+                return sums.to_vec();
+            };
+            let sums = sums.iter().zip(more);
+            sums.map(|(sum, more)| sum + u128::from(*more)).collect()
+        };
+        let left = sketched(&survey.left, |tail| &tail.left);
+        let right = sketched(&survey.right, |tail| &tail.right);
         let unit = self.facts.weight_unit as f64;
         let natural =
             |sums: &[u128]| -> Vec<f64> { sums.iter().map(|s| *s as f64 / unit).collect() };
         if self.symmetric {
-            let both: Vec<u128> = survey
-                .left
-                .iter()
-                .zip(&survey.right)
-                .map(|(a, b)| a + b)
-                .collect();
+            let both: Vec<u128> = left.iter().zip(&right).map(|(a, b)| a + b).collect();
             let n: u128 = both.iter().sum();
             return Sums {
                 left: natural(&both),
@@ -387,10 +396,10 @@ impl TableRows {
                 n: n as f64 / unit,
             };
         }
-        let n: u128 = survey.left.iter().sum();
+        let n: u128 = left.iter().sum();
         Sums {
-            left: natural(&survey.left),
-            right: natural(&survey.right),
+            left: natural(&left),
+            right: natural(&right),
             n: n as f64 / unit,
         }
     }

@@ -18,7 +18,7 @@ use arrow::record_batch::RecordBatch;
 use datafusion::common::DFSchema;
 use datafusion::physical_plan::PhysicalExpr;
 use datafusion::prelude::SessionContext;
-use pmill_count::Side;
+use pmill_count::{Side, TailSums};
 use pmill_stats::{Base, measure, measures};
 use pmill_store::{DataFile, Job, JobLock, JobName, PmiCommit, Warehouse};
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,7 @@ use crate::progress::{Progress, StopFlag, Unit as Steps};
 use crate::session::{Session, query};
 use crate::settings::{ContextKind, RecordedSettings};
 use crate::tables::TableFolder;
+use crate::tail::{StoredTail, only_exact};
 use crate::workers;
 
 /// What n_x, n_y and N are.
@@ -293,7 +294,7 @@ pub fn score(
     let scorer = scoring.scorer(threads, progress, stop);
     let totals = match scoring.document_totals(&terms) {
         Some(totals) => totals,
-        None => scoring.totals_of(scorer.sums(terms.len())?),
+        None => scoring.totals_of(scorer.sums(terms.len())?)?,
     };
     let written = scorer.write(&terms, &totals)?;
     scoring.commit(written, started)
@@ -310,6 +311,7 @@ pub(crate) struct Scoring {
     files: Vec<DataFile>,
     symmetric: bool,
     sliced: bool,
+    sketched: bool,
 }
 
 impl Scoring {
@@ -359,6 +361,7 @@ impl Scoring {
             symmetric: counted.given.context.kind == ContextKind::Document
                 || counted.given.context.side == Side::Symmetric,
             sliced: counted.given.slice.is_some(),
+            sketched: counted.given.sketch.is_some(),
             warehouse,
             name,
             session,
@@ -490,7 +493,8 @@ impl Scoring {
             symmetric: self.symmetric,
             recorded: &self.recorded,
             batch: self.digest(),
-            schema: self.recorded.schema(self.sliced),
+            schema: self.recorded.schema(self.sliced, self.sketched),
+            sketched: self.sketched,
         }
     }
 
@@ -517,7 +521,15 @@ impl Scoring {
     }
 
     /// Marginals from the sums of all files.
-    pub(crate) fn totals_of(&self, Sums { left, right }: Sums) -> Totals {
+    ///
+    /// # Errors
+    /// When the sums of the sketched pairs, which are in them too, cannot be read.
+    pub(crate) fn totals_of(&self, sums: Sums) -> Result<Totals, EngineError> {
+        let stored = StoredTail::open(&self.warehouse, &self.job, self.session.handle())?;
+        let Sums { left, right } = match stored {
+            None => sums,
+            Some(stored) => sums.with_tail(&stored.sums()?),
+        };
         let unit = self.facts.weight_unit as f64;
         let natural = |sums: Vec<u128>| -> Arc<[f64]> {
             sums.into_iter().map(|sum| sum as f64 / unit).collect()
@@ -533,20 +545,20 @@ impl Scoring {
             let both: Vec<u128> = left.iter().zip(&right).map(|(a, b)| a + b).collect();
             let n = n(&both);
             let both = natural(both);
-            return Totals {
+            return Ok(Totals {
                 left: both.clone(),
                 right: both,
                 n,
                 terms,
-            };
+            });
         }
         let n = n(&left);
-        Totals {
+        Ok(Totals {
             left: natural(left),
             right: natural(right),
             n,
             terms,
-        }
+        })
     }
 
     /// Makes the written files the newest `pmi`.
@@ -563,7 +575,7 @@ impl Scoring {
             batch: self.digest(),
             settings: serde_json::to_string(&self.recorded)
                 .map_err(|error| EngineError::Bug(error.to_string()))?,
-            schema: self.recorded.schema(self.sliced),
+            schema: self.recorded.schema(self.sliced, self.sketched),
             files,
         };
         let version = self.session.wait(commit.commit(&self.warehouse))?;
@@ -571,6 +583,8 @@ impl Scoring {
         if pairs == 0 {
             notes.push("no pair was scored: the table is empty".to_owned());
         }
+        let counted: RecordedSettings = parse(&self.job.settings()?)?;
+        notes.extend(only_exact(&counted));
         Ok(self.summary(Status::Counted, version, pairs, notes, started))
     }
 }
@@ -587,7 +601,7 @@ impl RecordedScore {
     }
 
     /// Columns of `pmi`.
-    fn schema(&self, sliced: bool) -> SchemaRef {
+    fn schema(&self, sliced: bool, sketched: bool) -> SchemaRef {
         let mut fields = Vec::new();
         if sliced {
             fields.push(Field::new("slice", DataType::Utf8, true));
@@ -599,6 +613,9 @@ impl RecordedScore {
         fields.extend(counts());
         let measures = self.columns.iter();
         fields.extend(measures.map(|(name, _)| Field::new(name, DataType::Float64, true)));
+        if sketched {
+            fields.push(Field::new("approximate", DataType::Boolean, false));
+        }
         Arc::new(Schema::new(fields))
     }
 }
@@ -736,6 +753,14 @@ impl Sums {
         }
     }
 
+    fn with_tail(mut self, tail: &TailSums) -> Self {
+        let sums = self.left.iter_mut().chain(&mut self.right);
+        for (sum, more) in sums.zip(tail.left.iter().chain(&tail.right)) {
+            *sum += u128::from(*more);
+        }
+        self
+    }
+
     fn add(&mut self, other: &Self) {
         let sums = self.left.iter_mut().chain(&mut self.right);
         for (sum, more) in sums.zip(other.left.iter().chain(&other.right)) {
@@ -779,6 +804,7 @@ pub(crate) struct Scorer<'a> {
     recorded: &'a RecordedScore,
     batch: String,
     schema: SchemaRef,
+    sketched: bool,
 }
 
 impl Scorer<'_> {
@@ -992,6 +1018,10 @@ impl Scorer<'_> {
                 .evaluate(&smoothed)
                 .and_then(|value| value.into_array(smoothed.num_rows()));
             columns.push(value.map_err(query)?);
+        }
+        if self.sketched {
+            // What is in `pairs` is exact; `estimate` tells of the others.
+            columns.push(Arc::new(BooleanArray::from(vec![false; batch.num_rows()])));
         }
         debug_assert!(
             columns

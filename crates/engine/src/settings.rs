@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use pmill_count::{Context, OutOfVocabulary, Side, Weight, Window};
+use pmill_count::{Context, OutOfVocabulary, Side, TailSettings, Weight, Window};
 use pmill_text::{FeatureExtractor, FeatureSpec, ResolvedSpec, VocabularyRule};
 use serde::{Deserialize, Serialize};
 
@@ -168,6 +168,9 @@ pub struct CountSettings {
     pub vocabulary: VocabularySettings,
     /// Where features meet.
     pub context: ContextSettings,
+    /// Pairs beyond those of the most frequent terms go into a sketch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sketch: Option<TailSettings>,
 }
 
 impl CountSettings {
@@ -212,6 +215,14 @@ impl RecordedSettings {
             ));
         }
         let context = settings.context.to_context()?;
+        if let Some(sketch) = &settings.sketch {
+            sketch.validate()?;
+            if settings.slice.is_some() {
+                return Err(EngineError::Setting(
+                    "a sketch does not go with slices; count one slice after another into jobs of their own, with `where`".into(),
+                ));
+            }
+        }
         let vocabulary_digest = match &settings.vocabulary.file {
             None => None,
             Some(path) => {
@@ -270,6 +281,21 @@ impl RecordedSettings {
             unset(self.given.slice.clone()),
             unset(other.given.slice.clone()),
         );
+        let (a, b) = (&self.given.sketch, &other.given.sketch);
+        for (name, of) in [
+            (
+                "sketch.exact_terms",
+                (|s| s.exact_terms) as fn(&TailSettings) -> u32,
+            ),
+            ("sketch.buckets", |s| s.buckets),
+            ("sketch.hashes", |s| s.hashes.into()),
+        ] {
+            compare(
+                name,
+                unset(a.as_ref().map(|sketch| of(sketch).to_string())),
+                unset(b.as_ref().map(|sketch| of(sketch).to_string())),
+            );
+        }
         let (a, b) = (&self.given.vocabulary, &other.given.vocabulary);
         compare(
             "vocabulary.size",
@@ -330,12 +356,20 @@ mod tests {
         other.context.kind = ContextKind::Window;
         other.context.weight = Weight::Harmonic;
         other.features.drop_numeric = true;
+        other.sketch = Some(TailSettings {
+            exact_terms: 7,
+            buckets: 99,
+            hashes: 4,
+        });
         assert_eq!(
             here.differences(&recorded(&other)),
             [
                 "features.drop_numeric: false here, true there",
                 "context.kind: \"document\" here, \"window\" there",
                 "context.weight: \"uniform\" here, \"harmonic\" there",
+                "sketch.exact_terms: not set here, 7 there",
+                "sketch.buckets: not set here, 99 there",
+                "sketch.hashes: not set here, 4 there",
                 "vocabulary.size: not set here, 9 there",
             ]
         );

@@ -4,7 +4,7 @@
 //! what has a manifest is done, and whatever else lies here is done again. The folder's name is a
 //! digest of the plan: another plan never finds it.
 
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -66,11 +66,33 @@ impl WorkFolder {
     /// # Errors
     /// When the disk is full.
     pub fn put(&self, name: &str, manifest: &impl Serialize) -> Result<(), EngineError> {
+        let bytes = serde_json::to_vec(manifest);
+        let bytes = bytes.map_err(|error| io("write", &self.path.join(name), error.into()))?;
+        self.put_with(name, |file| {
+            let written = file.write_all(&bytes);
+            written.map_err(|source| pmill_count::CountError::RunWrite { source })
+        })
+    }
+
+    /// Writes a file, whole or not at all.
+    ///
+    /// # Errors
+    /// When the disk is full; those of `write`.
+    pub fn put_with(
+        &self,
+        name: &str,
+        write: impl FnOnce(&mut BufWriter<&std::fs::File>) -> pmill_count::Result<()>,
+    ) -> Result<(), EngineError> {
         let path = self.path.join(name);
         let fail = |source: std::io::Error| io("write", &path, source);
-        let bytes = serde_json::to_vec(manifest).map_err(|error| fail(error.into()))?;
-        let mut staged = tempfile::NamedTempFile::new_in(&self.path).map_err(fail)?;
-        staged.write_all(&bytes).map_err(fail)?;
+        let staged = tempfile::NamedTempFile::new_in(&self.path).map_err(fail)?;
+        let mut buffered = BufWriter::with_capacity(1 << 20, staged.as_file());
+        match write(&mut buffered) {
+            Err(pmill_count::CountError::RunWrite { source }) => return Err(fail(source)),
+            written => written?,
+        }
+        buffered.flush().map_err(fail)?;
+        drop(buffered);
         staged.as_file().sync_all().map_err(fail)?;
         staged.persist(&path).map_err(|error| fail(error.error))?;
         Ok(())

@@ -36,6 +36,8 @@ pub struct Mark {
     pub pmi: Option<u64>,
     /// Whether terms outside the vocabulary are kept.
     pub outside: bool,
+    /// Whether there is a sketch.
+    pub tail: bool,
 }
 
 type Marks = BTreeMap<JobName, Mark>;
@@ -202,12 +204,14 @@ impl Library {
                 if let Some(pairs) = newest("pairs") {
                     let pmi = newest("pmi");
                     let outside = newest("outside").is_some();
+                    let tail = newest("tail").is_some();
                     marks.insert(
                         name,
                         Mark {
                             pairs,
                             pmi,
                             outside,
+                            tail,
                         },
                     );
                 }
@@ -238,12 +242,14 @@ impl Library {
             if let Some(pairs) = newest("pairs").await? {
                 let pmi = newest("pmi").await?;
                 let outside = newest("outside").await?.is_some();
+                let tail = newest("tail").await?.is_some();
                 marks.insert(
                     name,
                     Mark {
                         pairs,
                         pmi,
                         outside,
+                        tail,
                     },
                 );
             }
@@ -427,7 +433,7 @@ pub struct JobSchema {
     file_table: OnceLock<Arc<FileTable>>,
 }
 
-const TABLES: [&str; 5] = ["outside", "pairs", "pmi", "sources", "vocab"];
+const TABLES: [&str; 6] = ["outside", "pairs", "pmi", "sources", "tail", "vocab"];
 const PMI: usize = 2;
 
 impl JobSchema {
@@ -469,6 +475,7 @@ impl JobSchema {
             ("pairs", _) => &job.pairs,
             ("sources", _) => &job.sources,
             ("pmi", Some(pmi)) => pmi,
+            ("tail", _) if let Some(tail) = &job.tail => tail,
             ("outside", _) if let Some(outside) = &job.outside => outside,
             (table, _) => {
                 return Err(DataFusionError::Plan(format!(
@@ -537,6 +544,7 @@ impl SchemaProvider for JobSchema {
         match name {
             "pmi" => self.is_scored(),
             "outside" => self.mark.outside,
+            "tail" => self.mark.tail,
             name => TABLES.contains(&name),
         }
     }

@@ -17,6 +17,7 @@ use datafusion::arrow::record_batch::RecordBatch;
 use datafusion::common::{ParamValues, ScalarValue};
 
 use pmill_engine::job::Facts;
+use pmill_engine::settings::RecordedSettings;
 
 use crate::auth::Credentials;
 use crate::error::ServeError;
@@ -135,6 +136,18 @@ async fn fill(
     let facts: Facts = serde_json::from_str(&facts).map_err(|error| {
         ServeError::Bug(format!("what job `{}` says of itself: {error}", page.job))
     })?;
+    if let Some(sketched) = &facts.tail {
+        let recorded: RecordedSettings =
+            serde_json::from_str(&opened.settings()?).map_err(|error| {
+                ServeError::Bug(format!("the settings of job `{}`: {error}", page.job))
+            })?;
+        if let Some(exact) = pmill_engine::tail::only_exact(&recorded) {
+            page.note = format!(
+                "About this job: {exact}. About {} pairs are.",
+                sketched.distinct
+            );
+        }
+    }
     page.slices = facts.slices.into_iter().map(|facts| facts.slice).collect();
     page.slice = match page
         .slices

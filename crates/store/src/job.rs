@@ -1,4 +1,4 @@
-//! One job: its four tables at one consistent version, and the commit that makes the next.
+//! One job: its tables at one consistent version, and the commit that makes the next.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -21,6 +21,9 @@ const FACTS: &str = "pmill.facts";
 const FORMAT: &str = "pmill.format";
 const OUTSIDE_VERSION: &str = "pmill.outside_version";
 const SUBSAMPLE: &str = "pmill.subsample";
+const TAIL_VERSION: &str = "pmill.tail_version";
+/// Of `tail`: what its sketches are and how far they may be off, as JSON.
+const SKETCH: &str = "pmill.sketch";
 /// Set by a compaction: the version of `pairs` whose rows these are, in other files. Empty in a
 /// version that brought rows of its own.
 const ROWS_OF: &str = "pmill.rows_of_version";
@@ -79,6 +82,9 @@ pub struct Job {
     /// `outside` as the commit of `pairs` names it: terms outside the vocabulary. A job whose
     /// vocabulary was given has none.
     pub outside: Option<TableState>,
+    /// `tail` as the commit of `pairs` names it: the sketch of the pairs that are not in `pairs`. Only a
+    /// job with a sketch has it.
+    pub tail: Option<TableState>,
 }
 
 impl Job {
@@ -150,6 +156,14 @@ impl Job {
             Err(_) => None,
             Ok(_) => open("outside", Some(parse(&pairs, OUTSIDE_VERSION)?)).await?,
         };
+        let tail = match pairs.property(TAIL_VERSION) {
+            Err(_) => None,
+            Ok(_) => {
+                let tail = open("tail", Some(parse(&pairs, TAIL_VERSION)?)).await?;
+                // Without it, the pairs would pass for all there are.
+                Some(tail.ok_or_else(|| missing("tail", TAIL_VERSION))?)
+            }
+        };
         let has_pmi = warehouse
             .local()
             .is_none_or(|root| root.join(name.as_str()).join("pmi").exists());
@@ -169,6 +183,7 @@ impl Job {
             sources,
             pmi,
             outside,
+            tail,
         }))
     }
 
@@ -316,33 +331,32 @@ pub struct JobCommit {
     pub facts: String,
     /// All files of the new `vocab`.
     pub vocab: Vec<DataFile>,
-    /// Whether `vocab` has a column `slice`.
-    pub sliced: bool,
+    /// Columns of `vocab`.
+    pub vocab_schema: SchemaRef,
     /// All files of the new `sources`.
     pub sources: Vec<DataFile>,
     /// All files of the new `pairs`.
     pub pairs: Vec<DataFile>,
     /// All files of the new `outside`; `None` for a job that has no such table.
     pub outside: Option<Vec<DataFile>>,
+    /// All files of the new `tail`, and what the sketches in it are, as JSON; `None` for a job that has no
+    /// such table.
+    pub tail: Option<(Vec<DataFile>, String)>,
     /// What subsampling is decided by, as JSON; set at the first commit and kept.
     pub subsample: Option<String>,
 }
 
 impl JobCommit {
-    /// Makes the batch visible: `vocab`, `outside`, `sources`, then `pairs`, whose commit counts.
+    /// Makes the batch visible: `vocab`, `outside`, `tail`, `sources`, then `pairs`, whose commit counts.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when someone else committed `pairs` since `base`.
     pub async fn commit(self, warehouse: &Warehouse) -> Result<u64, StoreError> {
-        let vocab_schema = match self.sliced {
-            true => &schema::SLICED_VOCAB,
-            false => &schema::VOCAB,
-        };
         let vocab = self
             .next(
                 warehouse,
                 "vocab",
-                vocab_schema,
+                &self.vocab_schema,
                 self.vocab.clone(),
                 Vec::new(),
                 None,
@@ -364,6 +378,17 @@ impl JobCommit {
             ),
         };
         killpoint::reach("outside is committed");
+        let tail = match &self.tail {
+            None => None,
+            Some((files, sketch)) => {
+                let properties = vec![(SKETCH, sketch.clone())];
+                let (table, schema) = ("tail", &schema::TAIL);
+                let next = self.next(warehouse, table, schema, files.clone(), properties, None);
+                let version = next.await?;
+                killpoint::reach("tail is committed");
+                Some(version)
+            }
+        };
         let sources = self
             .next(
                 warehouse,
@@ -384,6 +409,7 @@ impl JobCommit {
             (ROWS_OF, String::new()),
         ];
         properties.extend(outside.map(|version| (OUTSIDE_VERSION, version.to_string())));
+        properties.extend(tail.map(|version| (TAIL_VERSION, version.to_string())));
         properties.extend(self.subsample.clone().map(|json| (SUBSAMPLE, json)));
         let version = self
             .next(
@@ -519,6 +545,7 @@ pub(crate) async fn oldest_of_tables(
     for (table, property) in [
         ("vocab", VOCAB_VERSION),
         ("outside", OUTSIDE_VERSION),
+        ("tail", TAIL_VERSION),
         ("sources", SOURCES_VERSION),
     ] {
         let named = kept().filter_map(|commit| commit.properties.get(property)?.parse().ok());

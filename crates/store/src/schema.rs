@@ -27,6 +27,28 @@ pub static SLICED_VOCAB: LazyLock<SchemaRef> = LazyLock::new(|| {
     Arc::new(Schema::new(fields))
 });
 
+/// `vocab` of a job with a sketch: for each term the exact sums of its sketched pairs, as the left and as the
+/// right one, in weight units.
+pub static SKETCHED_VOCAB: LazyLock<SchemaRef> = LazyLock::new(|| {
+    let mut fields = VOCAB.fields().to_vec();
+    for name in ["tail_left", "tail_right"] {
+        fields.push(Arc::new(Field::new(name, DataType::Int64, false)));
+    }
+    Arc::new(Schema::new(fields))
+});
+
+/// `tail(kind, hash, seed, sketch)`: the sketch of the pairs that are not in `pairs`. A row of kind `count-min`
+/// is one hash row, one of kind `hyperloglog` (no `hash`) tells how many distinct pairs there are; `sketch`
+/// is the binary format of DataSketches.
+pub static TAIL: LazyLock<SchemaRef> = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        Field::new("kind", DataType::Utf8, false),
+        Field::new("hash", DataType::Int32, true),
+        Field::new("seed", DataType::Int64, false),
+        Field::new("sketch", DataType::Binary, false),
+    ]))
+});
+
 /// `pairs(left_id, right_id, count)`, sorted by both ids. `count` is in weight units.
 pub static PAIRS: LazyLock<SchemaRef> = LazyLock::new(|| {
     Arc::new(Schema::new(vec![
@@ -63,7 +85,7 @@ pub static SOURCES: LazyLock<SchemaRef> = LazyLock::new(|| {
     ]))
 });
 
-/// The Delta columns of an Arrow schema made of the four types that pmill's tables use.
+/// The Delta columns of an Arrow schema made of the types that pmill's tables use.
 #[must_use]
 pub(crate) fn delta_columns(schema: &Schema) -> Option<Vec<StructField>> {
     schema
@@ -76,6 +98,7 @@ pub(crate) fn delta_columns(schema: &Schema) -> Option<Vec<StructField>> {
                 DataType::Float64 => DeltaType::DOUBLE,
                 DataType::Utf8 => DeltaType::STRING,
                 DataType::Boolean => DeltaType::BOOLEAN,
+                DataType::Binary => DeltaType::BINARY,
                 _ => return None,
             };
             Some(StructField::new(

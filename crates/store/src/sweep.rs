@@ -13,7 +13,7 @@ use crate::job::JobName;
 use crate::warehouse::{JobLock, Warehouse};
 
 /// All tables that a job may have.
-pub(crate) const TABLES: [&str; 5] = ["vocab", "outside", "sources", "pairs", "pmi"];
+pub(crate) const TABLES: [&str; 6] = ["vocab", "outside", "tail", "sources", "pairs", "pmi"];
 
 /// No upload takes longer, so an object that no version names by then belongs to nobody.
 const ABANDONED_MS: i64 = 24 * 60 * 60 * 1000;

@@ -57,6 +57,13 @@ pub fn table_properties(schema: &SchemaRef, sorted: &[&str]) -> WriterProperties
                 .set_column_dictionary_enabled(column.clone(), false)
                 .set_column_encoding(column, Encoding::DELTA_BINARY_PACKED);
         }
+        if field.data_type().is_binary() {
+            // A value may be megabytes: nobody looks for it in a dictionary or in statistics.
+            let column = ColumnPath::from(field.name().as_str());
+            properties = properties
+                .set_column_dictionary_enabled(column.clone(), false)
+                .set_column_statistics_enabled(column, EnabledStatistics::None);
+        }
         if field.data_type().is_floating() {
             let column = ColumnPath::from(field.name().as_str());
             properties = properties.set_column_dictionary_enabled(column, false);

@@ -191,8 +191,11 @@ impl Annotation {
                 "the inputs hold no Parquet file".into(),
             ));
         }
-        let open =
-            |name: &str| TableRows::open(&job.warehouse, name, job.threads, job.memory_limit);
+        let open = |name: &str| {
+            let table = TableRows::open(&job.warehouse, name, job.threads, job.memory_limit)?;
+            crate::tail::refuse("annotate", name, &table.counted)?;
+            Ok::<_, EngineError>(table)
+        };
         let table = open(&job.name)?;
         let scored = table.scored(&job.measure)?;
         let text = job

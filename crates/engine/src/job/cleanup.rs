@@ -67,7 +67,7 @@ fn leave_nothing(warehouse: &Warehouse, name: &JobName, job_folder: &Path, lock:
         return;
     };
     let job = root.join(name.as_str());
-    let tables = ["vocab", "outside", "sources", "pairs"].map(|table| job.join(table));
+    let tables = ["vocab", "outside", "tail", "sources", "pairs"].map(|table| job.join(table));
     for folder in tables
         .into_iter()
         .chain([job, root.join(".pmill"), root.to_owned()])

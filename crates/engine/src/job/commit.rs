@@ -1,5 +1,7 @@
 //! The commit: `vocab`, `outside`, `sources` and `pairs` become visible as one version.
 
+use arrow::datatypes::SchemaRef;
+use pmill_count::Tail;
 use pmill_store::{DataFile, JobCommit, JobName, Warehouse, killpoint, schema};
 use pmill_text::Vocabulary;
 
@@ -13,6 +15,7 @@ use crate::session::Session;
 use crate::slices::Slices;
 use crate::sources::{self, SourceRow};
 use crate::tables::{TableFolder, vocab_columns};
+use crate::tail;
 
 /// What the next version holds.
 pub(crate) struct Changes<'a> {
@@ -22,6 +25,8 @@ pub(crate) struct Changes<'a> {
     pub(crate) sources: &'a mut [SourceRow],
     pub(crate) pairs: Vec<RangeFile>,
     pub(crate) outside: Option<DataFile>,
+    /// The sketch, of a job that has one.
+    pub(crate) tail: Option<Tail>,
     pub(crate) facts: &'a Facts,
     pub(crate) subsample: Option<&'a Subsample>,
 }
@@ -43,13 +48,30 @@ impl Target<'_> {
         TableFolder::new(self.warehouse, self.name, table, self.session.handle())
     }
 
-    /// Writes `vocab` and `sources`, and makes everything visible.
-    pub(crate) fn commit(self, changes: Changes<'_>, digest: &str) -> Result<u64, EngineError> {
+    /// Writes `vocab`, `tail` and `sources`, and makes everything visible.
+    pub(crate) fn commit(self, mut changes: Changes<'_>, digest: &str) -> Result<u64, EngineError> {
         self.progress.phase("commit", 1, Steps::Parts);
         let name = format!("part-00000-{digest}.parquet");
-        let (vocab_schema, columns) = match changes.slices {
-            None => (&schema::VOCAB, vocab_columns(changes.vocabulary)?),
-            Some(slices) => (&schema::SLICED_VOCAB, slices.columns(changes.vocabulary)?),
+        let (vocab_schema, columns) = match (changes.slices, &mut changes.tail) {
+            (Some(slices), _) => (&schema::SLICED_VOCAB, slices.columns(changes.vocabulary)?),
+            (None, None) => (&schema::VOCAB, vocab_columns(changes.vocabulary)?),
+            (None, Some(tail)) => {
+                let mut columns = vocab_columns(changes.vocabulary)?;
+                columns.extend(tail::sum_columns(tail.sums())?);
+                (&schema::SKETCHED_VOCAB, columns)
+            }
+        };
+        let tail = match (&mut changes.tail, &changes.facts.tail) {
+            (Some(sketch), Some(facts)) => {
+                let files = tail::write(sketch, &self.folder("tail"), digest)?;
+                // Ranges of sketched pairs have none to keep; one file stands for all of them.
+                let filled = changes.pairs.iter().any(|range| range.pairs > 0);
+                let mut first = !filled;
+                let stays = |range: &RangeFile| range.pairs > 0 || std::mem::take(&mut first);
+                changes.pairs.retain(stays);
+                Some((files, tail::describe(sketch.settings(), facts)?))
+            }
+            _ => None,
         };
         let vocab = self
             .folder("vocab")
@@ -70,11 +92,12 @@ impl Target<'_> {
             batch: digest.to_owned(),
             settings: self.settings.clone(),
             facts: json(serde_json::to_string(changes.facts))?,
-            sliced: changes.slices.is_some(),
+            vocab_schema: SchemaRef::clone(vocab_schema),
             vocab: vec![vocab],
             sources: vec![sources],
             pairs: changes.pairs.into_iter().map(|range| range.file).collect(),
             outside: changes.outside.map(|file| vec![file]),
+            tail,
             subsample: match changes.subsample {
                 Some(subsample) => Some(json(serde_json::to_string(subsample))?),
                 None => None,

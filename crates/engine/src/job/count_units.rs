@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use pmill_count::{CountError, TokenBlock};
+use pmill_count::{CountError, Tail, TokenBlock};
 use pmill_store::killpoint;
 use pmill_text::Vocabulary;
 use serde::{Deserialize, Serialize};
 
 use super::reading::Corpus;
 use super::run::Run;
+use super::tails::Tails;
 use crate::counting::{Counting, Parts, RangeFile, RunFile};
 use crate::error::EngineError;
 use crate::pairs_table::Blocks;
@@ -24,6 +25,9 @@ pub(super) struct RunsManifest {
     pub(super) dropped_features: u64,
 }
 
+/// From provisional ids to those of a vocabulary that was given; counts by slice; sketches.
+type Given<'a> = (Option<Vec<u32>>, Option<&'a Slices>, Option<&'a mut Tails>);
+
 pub(super) struct Counted {
     pub(super) files: Vec<RangeFile>,
     /// Features dropped in what is added, and in what is taken.
@@ -38,7 +42,7 @@ impl Run<'_> {
         units: &[Unit],
         corpus: &mut Corpus,
         vocabulary: &Arc<Vocabulary>,
-        (given_map, slices): (Option<Vec<u32>>, Option<&Slices>),
+        (given_map, slices, mut tails): Given<'_>,
         work: &WorkFolder,
     ) -> Result<Counted, EngineError> {
         let (mut runs, mut dropped_features, mut spilled_bytes) = (Vec::new(), [0; 2], 0);
@@ -54,13 +58,19 @@ impl Run<'_> {
             let paths = done.runs.iter().map(|run| work.path().join(&run.name));
             runs.extend(paths.map(|path| (path, taken)));
         };
+        // The last unit of an earlier try.
+        let mut done_before = None;
         for unit in units {
             let taken = self.is_taken(unit);
             let manifest = format!("unit-{:05}.json", unit.number);
             if several && let Some(done) = work.get::<RunsManifest>(&manifest)? {
                 finished(done, taken);
+                done_before = Some(unit.number);
                 self.progress.advance(1, 0);
                 continue;
+            }
+            if let (Some(tails), Some(before)) = (&mut tails, done_before.take()) {
+                tails.go_on(work, before)?;
             }
             let read = &mut corpus.units[unit.number];
             let mut in_it = corpus.slices.get(read.dictionaries.clone());
@@ -98,6 +108,7 @@ impl Run<'_> {
                 run: self,
                 counting,
                 work,
+                tail: tails.as_ref().map(|tails| tails.of(taken)),
                 unit: unit.number,
                 done: RunsManifest::default(),
                 number: 0,
@@ -109,7 +120,8 @@ impl Run<'_> {
                 let prepared = last.prepare(self.job.threads)?;
                 self.progress
                     .phase("count", counting.ranges.len() as u64, Steps::Parts);
-                let files = counting.write_tables(&prepared)?;
+                let tail = tails.as_ref().map(|tails| tails.of(taken));
+                let files = counting.write_tables(&prepared, tail)?;
                 return Ok(Counted {
                     files,
                     dropped_features,
@@ -121,11 +133,21 @@ impl Run<'_> {
             }
             let done = blocks.done;
             if several {
+                if let Some(tails) = &mut tails {
+                    tails.keep(work, unit.number)?;
+                    killpoint::reach("a sketch is kept");
+                }
                 work.put(&manifest, &done)?;
                 killpoint::reach("a unit is counted");
+                if tails.is_some() {
+                    Tails::forget_before(work, unit.number)?;
+                }
                 self.progress.advance(1, 0);
             }
             finished(done, taken);
+        }
+        if let (Some(tails), Some(before)) = (tails, done_before) {
+            tails.go_on(work, before)?;
         }
         spilled_bytes += run_bytes;
         let before = match self.base {
@@ -216,6 +238,7 @@ pub(super) struct UnitBlocks<'a> {
     run: &'a Run<'a>,
     counting: &'a Counting<'a>,
     work: &'a WorkFolder,
+    tail: Option<&'a Tail>,
     unit: usize,
     done: RunsManifest,
     number: usize,
@@ -227,10 +250,12 @@ impl UnitBlocks<'_> {
         let prepared = block.prepare(self.run.job.threads)?;
         let prefix = format!("unit-{:05}-{:03}", self.unit, self.number);
         self.number += 1;
-        self.done.runs.extend(
-            self.counting
-                .write_runs(&prepared, self.work.path(), &prefix)?,
-        );
+        self.done.runs.extend(self.counting.write_runs(
+            &prepared,
+            self.work.path(),
+            &prefix,
+            self.tail,
+        )?);
         Ok(prepared.recycle())
     }
 }

@@ -22,6 +22,7 @@ mod reading;
 mod retract;
 pub(crate) mod run;
 mod summary;
+mod tails;
 mod taken;
 pub(crate) mod totals;
 
@@ -47,6 +48,7 @@ use crate::progress::{Progress, StopFlag};
 use crate::session::Session;
 use crate::settings::{CountSettings, OnBadFile, RecordedSettings};
 use crate::slices::SliceFacts;
+use crate::tail::TailFacts;
 use crate::units;
 use crate::work::SCRATCH;
 
@@ -102,6 +104,9 @@ pub struct CountSummary {
     pub terms: u64,
     /// Pairs stored.
     pub pairs: u64,
+    /// The sketched pairs, when the job has a sketch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sketched: Option<TailFacts>,
     /// Rows of all files in the counts.
     pub total_rows: u64,
     /// Rows taken out again, of files that were counted again.
@@ -152,7 +157,7 @@ pub struct CountPlan {
 }
 
 /// What is known of a counted job; kept with its table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Facts {
     /// Rows, those without text too: the N of the context `document`.
     pub rows: u64,
@@ -173,6 +178,9 @@ pub struct Facts {
     /// The slices in their order, when the job is counted by slice.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub slices: Vec<SliceFacts>,
+    /// The sketched pairs, when the job has a sketch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail: Option<TailFacts>,
 }
 
 impl Facts {
@@ -197,7 +205,7 @@ pub fn plan(job: &CountJob, progress: &dyn Progress) -> Result<CountPlan, Engine
         inputs = existing::batch(&base, &inputs, &[])?.add;
     }
     let (files, bad) = prepared.open_all(job, &inputs, progress)?;
-    let budget = prepared.budget(job, &files)?;
+    let budget = prepared.budget(job, &files, 1)?;
     let groups = || files.iter().flat_map(|file| &file.row_groups);
     let root = warehouse.display();
     Ok(CountPlan {
@@ -218,7 +226,8 @@ pub fn plan(job: &CountJob, progress: &dyn Progress) -> Result<CountPlan, Engine
         threads: job.threads as u64,
         memory_limit: job.memory_limit,
         outputs: ["vocab", "pairs", "sources"]
-            .iter()
+            .into_iter()
+            .chain(job.settings.sketch.as_ref().map(|_| "tail"))
             .map(|table| {
                 Path::new(&root)
                     .join(name.as_str())
@@ -333,7 +342,7 @@ fn apply(
             prepared: &prepared,
             progress,
             stop,
-            budget: prepared.budget(job, &files)?,
+            budget: prepared.budget(job, &files, 1 + u64::from(!batch.taken.is_empty()))?,
             files: &files,
             taken: &batch.taken,
             rows,

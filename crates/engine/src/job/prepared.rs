@@ -7,6 +7,7 @@ use futures::{StreamExt, TryStreamExt};
 use pmill_text::FeatureExtractor;
 
 use super::CountJob;
+use super::tails::reserve;
 use crate::budget::Budget;
 use crate::error::EngineError;
 use crate::input::InputFile;
@@ -96,13 +97,15 @@ impl Prepared {
         &self,
         job: &CountJob,
         files: &[CorpusFile],
+        sketches: u64,
     ) -> Result<Budget, EngineError> {
+        let limit = reserve(job.memory_limit, job.settings.sketch.as_ref(), sketches)?;
         let largest = files
             .iter()
             .flat_map(|file| &file.row_groups)
             .map(|group| group.compressed)
             .max()
             .unwrap_or(0);
-        Budget::new(job.memory_limit, job.threads, largest)
+        Budget::new(limit, job.threads, largest)
     }
 }

@@ -27,6 +27,7 @@ use crate::settings::{ContextKind, ContextSettings};
 use crate::slices::Slices;
 use crate::sources::{SourceRow, SourceStatus};
 use crate::tables::{TableFolder, sliced_ranges, table_ranges};
+use crate::tail::{TailFacts, sums_bytes};
 use crate::units::{self, Unit};
 use crate::work::WorkFolder;
 
@@ -104,14 +105,25 @@ impl Run<'_> {
             subsample.as_ref(),
             &digest,
         )?;
+        let mut tails = self.tails(&totals.vocabulary)?;
         let counted = self.count(
             &counting,
             &units,
             &mut corpus,
             &totals.vocabulary,
-            (totals.given_map, slices),
+            (totals.given_map, slices, tails.as_mut()),
             &work,
         )?;
+        let mut tail = match tails {
+            None => None,
+            Some(tails) => Some(self.settle(tails, &totals.vocabulary)?),
+        };
+        let before = facts.tail.take();
+        facts.tail = tail.as_mut().map(|tail| {
+            // A maximum cannot be taken back.
+            let taken = before.is_some_and(|tail| tail.distinct_is_upper_bound);
+            TailFacts::of(tail, taken || !self.taken.is_empty())
+        });
         facts.pairs = counted.files.iter().map(|file| file.pairs).sum();
         facts.units = units_of(&counted.files).to_string();
         let [dropped, taken_dropped] = counted.dropped_features;
@@ -146,6 +158,7 @@ impl Run<'_> {
                 sources: &mut sources,
                 pairs: counted.files,
                 outside: totals.outside,
+                tail,
                 facts: &facts,
                 subsample: subsample.as_ref(),
             },
@@ -236,6 +249,7 @@ impl Run<'_> {
                 weight_unit: self.prepared.recorded.weight_unit,
                 dropped_features: 0,
                 slices: Vec::new(),
+                tail: None,
             },
         }
     }
@@ -317,7 +331,11 @@ impl Run<'_> {
             vocabulary_size: size,
         };
         let reach = reach(context, facts);
-        let held = vocabulary.held_bytes() as u64 + slices.map_or(0, Slices::held_bytes);
+        let sums = match self.job.settings.sketch {
+            None => 0,
+            Some(_) => sums_bytes(vocabulary.len(), self.sketches()),
+        };
+        let held = vocabulary.held_bytes() as u64 + slices.map_or(0, Slices::held_bytes) + sums;
         Ok(Counting {
             block_bytes: self.budget.block(&kernel, held)?,
             kernel,

@@ -19,6 +19,7 @@ impl CountSummary {
             types: 0,
             terms: 0,
             pairs: 0,
+            sketched: None,
             total_rows: 0,
             retracted_rows: 0,
             outside_tokens: 0,
@@ -50,6 +51,7 @@ impl CountSummary {
             types: facts.types,
             terms: facts.terms,
             pairs: facts.pairs,
+            sketched: facts.tail.clone(),
             total_rows: facts.rows,
             dropped_features: facts.dropped_features,
             notes: vec![format!(
@@ -71,6 +73,7 @@ impl CountSummary {
             types: done.facts.types,
             terms: done.facts.terms,
             pairs: done.facts.pairs,
+            sketched: done.facts.tail,
             total_rows: done.facts.rows,
             retracted_rows: done.taken.rows,
             outside_tokens: done.outside,

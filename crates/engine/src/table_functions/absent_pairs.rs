@@ -106,6 +106,9 @@ impl TableProvider for AbsentTable {
         };
         let size = u32::try_from(terms.tokens.len())
             .map_err(|_| internal_datafusion_err!("more terms than ids"))?;
+        // Of other pairs a sketch cannot tell that they never met.
+        let sketch = counts.settings.given.sketch.as_ref();
+        let size = sketch.map_or(size, |sketch| size.min(sketch.exact_terms));
         let schema = Arc::new(schema().project(&places)?);
         let wanted = Arc::new(Wanted {
             warehouse: self.jobs.warehouse().clone(),

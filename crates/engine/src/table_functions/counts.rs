@@ -15,13 +15,19 @@ use super::planned::{external, job};
 use crate::job::{Facts, parse};
 use crate::settings::{ContextKind, RecordedSettings};
 use crate::sql;
+use crate::tail::TailFacts;
 
 /// What is needed to write the counts of a job.
+#[derive(Debug)]
 pub(super) struct JobCounts {
     pub(super) job: Job,
     pub(super) settings: RecordedSettings,
     schema: String,
-    unit: u64,
+    pub(super) unit: u64,
+    /// Ids that a pair may have.
+    pub(super) size: u32,
+    /// The sketched pairs, of a job with a sketch.
+    pub(super) tail: Option<TailFacts>,
     /// A pair of two features stands for both orders.
     pub(super) symmetric: bool,
     pub(super) windows: bool,
@@ -61,7 +67,10 @@ impl JobCounts {
             );
         }
         let symmetric = !windows || settings.given.context.side == Side::Symmetric;
-        let units: u128 = facts.units.parse().unwrap_or(u128::MAX);
+        let mut units: u128 = facts.units.parse().unwrap_or(u128::MAX);
+        if let Some(tail) = &facts.tail {
+            units = units.saturating_add(tail.units().map_err(external)?.into());
+        }
         // SQL sums counts as Int64, without a word when they pass it; a row's sum is at most this.
         if units > i64::MAX as u128 / 2 {
             return plan_err!(
@@ -108,6 +117,8 @@ impl JobCounts {
             settings,
             schema: sql::name(name),
             unit,
+            size: u32::try_from(facts.ids()).unwrap_or(u32::MAX),
+            tail: facts.tail,
             symmetric,
             windows,
             n,
@@ -140,23 +151,30 @@ impl JobCounts {
             format!("SELECT {column} AS id, \"count\" AS c FROM {schema}.pairs WHERE {inside}")
         };
         let inside = self.in_slice("v.id");
+        // The exact sums of the sketched pairs are kept with the terms.
+        let sketched = |columns: &str| match self.tail {
+            None => String::new(),
+            Some(_) => format!(" + {columns}"),
+        };
         let (left, right) = if self.symmetric {
             let both = sums(&format!(
                 "{} UNION ALL {}",
                 side("left_id"),
                 side("right_id")
             ));
+            let more = sketched("v.tail_left + v.tail_right");
             return format!(
-                "SELECT v.id, v.token, coalesce(s.m, 0) / CAST({unit} AS DOUBLE) AS n_left, \
-                 coalesce(s.m, 0) / CAST({unit} AS DOUBLE) AS n_right \
+                "SELECT v.id, v.token, (coalesce(s.m, 0){more}) / CAST({unit} AS DOUBLE) AS n_left, \
+                 (coalesce(s.m, 0){more}) / CAST({unit} AS DOUBLE) AS n_right \
                  FROM {schema}.vocab v LEFT JOIN {both} s ON v.id = s.id WHERE {inside}"
             );
         } else {
             (sums(&side("left_id")), sums(&side("right_id")))
         };
+        let (more_left, more_right) = (sketched("v.tail_left"), sketched("v.tail_right"));
         format!(
-            "SELECT v.id, v.token, coalesce(l.m, 0) / CAST({unit} AS DOUBLE) AS n_left, \
-             coalesce(r.m, 0) / CAST({unit} AS DOUBLE) AS n_right \
+            "SELECT v.id, v.token, (coalesce(l.m, 0){more_left}) / CAST({unit} AS DOUBLE) AS n_left, \
+             (coalesce(r.m, 0){more_right}) / CAST({unit} AS DOUBLE) AS n_right \
              FROM {schema}.vocab v LEFT JOIN {left} l ON v.id = l.id LEFT JOIN {right} r ON v.id = r.id \
              WHERE {inside}"
         )

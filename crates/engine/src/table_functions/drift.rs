@@ -18,7 +18,7 @@ use pmill_stats::catalogue::{DRIFT, TableFunctionDoc};
 use super::Jobs;
 use super::arguments::Arguments;
 use super::counts::JobCounts;
-use super::planned::{PlannedTable, Query};
+use super::planned::{PlannedTable, Query, external};
 
 pub(super) static DOC: &TableFunctionDoc = &DRIFT;
 
@@ -100,6 +100,9 @@ impl Query for Asked {
         let (slice_a, slice_b) = (self.slice_a.as_deref(), self.slice_b.as_deref());
         let a = JobCounts::open_slice(context, jobs, name, &self.a, slice_a).await?;
         let b = JobCounts::open_slice(context, jobs, name, &self.b, slice_b).await?;
+        for (job, counts) in [(&self.a, &a), (&self.b, &b)] {
+            crate::tail::refuse(DOC.name, job, &counts.settings).map_err(external)?;
+        }
         let differences = a.settings.differences(&b.settings);
         if !differences.is_empty() {
             return plan_err!(

@@ -1,4 +1,4 @@
-//! Functions for `FROM`: `cooccur`, `neighbours`, `drift`, `absent_pairs`, `matrix_rows`.
+//! Functions for `FROM`: `cooccur`, `neighbours`, `drift`, `absent_pairs`, `estimate`, `matrix_rows`.
 //!
 //! Their arguments and columns are written in the catalogue of `pmill-stats`. `NamedArguments` brings
 //! `name => value` to its place before DataFusion, which takes arguments by place only, sees the call.
@@ -9,6 +9,7 @@ mod arguments;
 mod cooccur;
 mod counts;
 mod drift;
+mod estimate;
 mod matrix_rows;
 mod neighbours;
 mod planned;
@@ -62,6 +63,10 @@ pub fn register(context: &SessionContext, jobs: &Arc<dyn Jobs>, files: bool) -> 
     context.register_udtf(
         absent_pairs::DOC.name,
         Arc::new(absent_pairs::AbsentPairs(jobs.clone())),
+    );
+    context.register_udtf(
+        estimate::DOC.name,
+        Arc::new(estimate::Estimate(jobs.clone())),
     );
     context.register_udtf(matrix_rows::DOC.name, Arc::new(matrix_rows::MatrixRows));
     Ok(())

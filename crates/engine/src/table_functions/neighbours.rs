@@ -154,6 +154,18 @@ impl Query for Asked {
         )
         .await?;
         let id = id_of(context, &counts, &self.job, &self.word).await?;
+        if let Some(sketch) = &counts.settings.given.sketch
+            && u32::try_from(id).is_ok_and(|id| id >= sketch.exact_terms)
+        {
+            return plan_err!(
+                "{}: the pairs of `{}` are in the sketch of job `{}`, which cannot be listed; only its first {} terms have exact pairs. SELECT * FROM estimate('{}', …) tells of named pairs",
+                DOC.name,
+                self.word,
+                self.job,
+                sketch.exact_terms,
+                self.job
+            );
+        }
         let fresh = match counts.job.pmi_settings().map_err(external)? {
             // The scores of a slice are computed from its counts: it is one of many in pmi.
             Some((_, version)) => version == counts.job.pairs.version() && self.slice.is_none(),
@@ -164,6 +176,7 @@ impl Query for Asked {
                 .table(format!("{}.pmi", sql::name(&self.job)))
                 .await?;
             let names = table.schema().fields().iter().skip(6);
+            let names = names.filter(|field| *field.data_type() == DataType::Float64);
             names.map(|field| field.name().clone()).collect()
         } else {
             Vec::new()

@@ -20,6 +20,12 @@ impl Checker<'_> {
             vocab,
             document,
             symmetric,
+            exact_terms: self
+                .settings
+                .given
+                .sketch
+                .as_ref()
+                .map_or(usize::MAX, |sketch| sketch.exact_terms as usize),
             before: (-1, -1),
             spread: Spread::new(vocab.len(), symmetric),
         };
@@ -79,6 +85,7 @@ struct Pass<'a> {
     vocab: &'a Vocab,
     document: bool,
     symmetric: bool,
+    exact_terms: usize,
     before: (i32, i32),
     spread: Spread,
 }
@@ -118,6 +125,12 @@ impl Pass<'_> {
                 });
                 continue;
             };
+            if left.max(right) >= self.exact_terms {
+                let exact = self.exact_terms;
+                findings.add("pairs", "both terms are exact ones", || {
+                    format!("{pair:?}, and the first {exact} are")
+                });
+            }
             if left / self.vocab.terms != right / self.vocab.terms {
                 findings.add("pairs", "both terms are of one slice", || {
                     format!("{pair:?}")

@@ -31,6 +31,8 @@ pub(super) struct Page {
     /// How many there are, of which `sources` may be the first only.
     pub(super) all_sources: f64,
     pub(super) message: String,
+    /// What a reader of this job's neighbours must know.
+    pub(super) note: String,
 }
 
 /// A slice as it stands in an address: text after `is:`, or `null`.
@@ -184,6 +186,13 @@ fn write_page(out: &mut String, page: &Page) -> std::fmt::Result {
     form(out, page)?;
     if page.jobs.is_empty() {
         out.push_str("<p class=\"message\" role=\"status\">The warehouse holds no job yet: pmill count makes one.</p>");
+    }
+    if !page.note.is_empty() {
+        write!(
+            out,
+            "<p class=\"message\" role=\"status\">{}</p>",
+            escape(&page.note)
+        )?;
     }
     if !page.message.is_empty() {
         write!(

@@ -173,7 +173,7 @@ pub static NEIGHBOURS: TableFunctionDoc = TableFunctionDoc {
     limits: "a score column of pmi is taken as it was scored (base, smoothing), unless the measure tells x from y; anything \
              else is computed from the counts. A job that is not scored is asked for its counts, and so is a slice. Directed windows: neighbours \
              on the right of the word. A word that is not in the vocabulary is an error; one without pairs gives no row; pairs \
-             whose score is NULL are left out",
+             whose score is NULL are left out. A job with a sketch: partners among its exact terms, and a word beyond them is an error",
     source: "",
     example: "SELECT * FROM neighbours('captions', 'dog', 5, measure => 'log_likelihood_ratio')",
 };
@@ -233,7 +233,7 @@ pub static DRIFT: TableFunctionDoc = TableFunctionDoc {
               m = (p + q)/2: sum(js) is the divergence over the rows without min_pair_count, and js_divergence(n_xy_a, n_xy_b) \
               that over any rows",
     limits: "only features in both vocabularies are compared, so that a count of 0 is an observed one; jobs whose settings \
-             differ are refused, with the difference; |z| above 1.96 is 5 % of the pairs by chance alone: benjamini_hochberg \
+             differ are refused, with the difference, and jobs with a sketch; |z| above 1.96 is 5 % of the pairs by chance alone: benjamini_hochberg \
              over 2·(1 − Φ(|z|)) corrects for many pairs; the two must not share documents (as two versions of a job that grew do: then z is too small); window events depend on each \
              other, so their z is too large, and only its order is to be trusted. The pairs of both jobs are added up by \
              DataFusion within the session's memory limit, spilling to disk",
@@ -255,9 +255,47 @@ pub static ABSENT_PAIRS: TableFunctionDoc = TableFunctionDoc {
     ],
     formula: "all pairs of the vocabulary without those of the job's pairs; n_x, n_y and n as in neighbours",
     limits: "v features have about v²/2 pairs, twice as many with directed windows: the rows are streamed, and no more than \
-             the vocabulary is held. For windows a feature that never met itself comes too. Jobs of two columns are refused",
+             the vocabulary is held. Of a job with a sketch only pairs of its exact terms: of others it cannot be said that they \
+             never met. For windows a feature that never met itself comes too. Jobs of two columns are refused",
     source: "",
     example: "SELECT \"left\", \"right\", n_x * n_y / n AS expected FROM absent_pairs('captions') ORDER BY expected DESC LIMIT 20",
+};
+
+/// `estimate`.
+pub static ESTIMATE: TableFunctionDoc = TableFunctionDoc {
+    name: "estimate",
+    title: "The counts of named pairs, also of those that a job keeps in a sketch only",
+    arguments: &[
+        required("job", "the job's name"),
+        required("left", "a feature, or a list of features"),
+        required(
+            "right",
+            "the other; two lists are of the same length and taken in turn, one word goes with all of the other list",
+        ),
+    ],
+    columns: &[
+        ("left", "a feature"),
+        ("right", "the other"),
+        (
+            "n_xy",
+            "contexts with both; never less than the truth when it is approximate",
+        ),
+        (
+            "n_xy_low",
+            "with the chance that pmill inspect tells, the truth is not below; n_xy when that is exact",
+        ),
+        ("n_x", "contexts with left, exact"),
+        ("n_y", "contexts with right, exact"),
+        ("n", "all contexts, exact"),
+        ("approximate", "whether n_xy is an estimate of the sketch"),
+    ],
+    formula: "n_xy of a sketched pair: the smallest of its D cells; n_xy_low = max(0, n_xy − e/W · sum of the sketched counts), \
+              W cells a hash row, which holds with probability 1 − e^−D",
+    limits: "a row for each pair in the order asked, with n_xy = 0 for an exact pair that never met; a sketched pair that never \
+             met may have any n_xy up to the error. A word that is not in the vocabulary is an error. One hash row of the sketch \
+             is held at a time. Jobs of slices and of two columns are refused",
+    source: "Cormode & Muthukrishnan 2005, Theorem 1",
+    example: "SELECT *, pmi(n_xy, n_x, n_y, n) AS pmi FROM estimate('wide', 'aardvark', ['ant', 'zebra'])",
 };
 
 /// `matrix_rows`.
@@ -280,5 +318,11 @@ pub static MATRIX_ROWS: TableFunctionDoc = TableFunctionDoc {
 };
 
 /// All of them, in the order of the reference page.
-pub static TABLE_FUNCTIONS: &[&TableFunctionDoc] =
-    &[&COOCCUR, &NEIGHBOURS, &DRIFT, &ABSENT_PAIRS, &MATRIX_ROWS];
+pub static TABLE_FUNCTIONS: &[&TableFunctionDoc] = &[
+    &COOCCUR,
+    &NEIGHBOURS,
+    &DRIFT,
+    &ABSENT_PAIRS,
+    &ESTIMATE,
+    &MATRIX_ROWS,
+];

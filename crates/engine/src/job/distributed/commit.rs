@@ -308,6 +308,7 @@ impl Commit<'_> {
             sources: &mut sources,
             pairs: gathered.ranges,
             outside: made.outside,
+            tail: None,
             facts: &facts,
             subsample: made.subsample.as_ref(),
         };

@@ -68,7 +68,7 @@ impl Running<'_> {
             block_number += 1;
             counted
                 .runs
-                .extend(counting.write_runs(&prepared, &data, &prefix)?);
+                .extend(counting.write_runs(&prepared, &data, &prefix, None)?);
             Ok(prepared.recycle())
         };
         let last = counting.fill(tokens, &maps, &mut flush)?;

@@ -328,6 +328,12 @@ impl MergeDrive<'_> {
         runner: &mut dyn Runner,
         summary: &mut MergeSummary,
     ) -> Result<Facts, EngineError> {
+        if merging.is_sketched() {
+            return Err(EngineError::Setting(
+                "jobs with a sketch are summed in one process; run the command without --cluster"
+                    .into(),
+            ));
+        }
         if merging.is_sliced() {
             return Err(EngineError::Setting(
                 "jobs that are counted by slice are summed in one process; run the command without --cluster".into(),

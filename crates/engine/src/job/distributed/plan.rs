@@ -299,6 +299,11 @@ fn absolute(settings: &CountSettings) -> Result<CountSettings, EngineError> {
             "--slice goes with one process as yet, not with shards or a cluster; count without it here, or one slice after another with --where".into(),
         ));
     }
+    if settings.sketch.is_some() {
+        return Err(EngineError::Setting(
+            "--exact-terms (the job's sketch) goes with one process as yet, not with shards or a cluster; run the command without them".into(),
+        ));
+    }
     let fix = |path: &PathBuf| std::path::absolute(path).map_err(|source| io("find", path, source));
     let features = &settings.features;
     let features = FeatureSpec {

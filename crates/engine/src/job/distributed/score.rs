@@ -172,7 +172,7 @@ impl LoadedScoring {
             all.add_bytes(&read_bytes(&path)?)
                 .ok_or_else(|| short(&path))?;
         }
-        let totals = self.scoring.totals_of(all);
+        let totals = self.scoring.totals_of(all)?;
         let file = format!("totals-{}", attempt());
         write_bytes(&folder.data().join(&file), totals.to_bytes())?;
         folder.put(TOTALS, &SumDone { file })?;

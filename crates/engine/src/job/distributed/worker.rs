@@ -502,7 +502,7 @@ impl<'a> Running<'a> {
     }
 
     pub(super) fn budget(&self, files: &[CorpusFile]) -> Result<Budget, EngineError> {
-        self.prepared().budget(&self.loaded.job, files)
+        self.prepared().budget(&self.loaded.job, files, 1)
     }
 
     /// The run as the steps in one process see it.
