@@ -490,13 +490,9 @@ def test_other_readers_read_the_sketch(scored):
     files = [str(path) for path in scored.files("tail")]
     read = duckdb.sql(f"SELECT kind, hash, seed, sketch FROM read_parquet({files})").fetchall()
     assert sorted(map(repr, read)) == sorted(repr(tuple(row.values())) for row in found)
-    hashes, distinct = sketch_rows(scored)
+    _, distinct = sketch_rows(scored)
     sketches = pytest.importorskip("datasketches", reason="the package datasketches is not here")
-    total = int(scored.facts()["tail"]["units"])
-    for row in hashes:
-        sketch = sketches.count_min_sketch.deserialize(row["sketch"], row["seed"])
-        assert sketch.total_weight == total
-    estimate = sketches.hll_sketch.deserialize(distinct["sketch"]).get_composite_estimate()
+    estimate = sketches.hll_sketch.deserialize(distinct["sketch"]).get_estimate()
     assert round(estimate) == scored.facts()["tail"]["distinct"]
 
 
