@@ -6,9 +6,11 @@ What the sketch must hold is computed here from the rows, with another implement
 import json
 import math
 import random
+import shutil
 import struct
 from collections import Counter
 
+import cluster
 import duckdb
 import kills
 import pmill
@@ -558,3 +560,25 @@ def test_verify_finds_a_damaged_sketch(sample, tmp_path):
     report = pmill.run("inspect", "--warehouse", job.warehouse, "--name", "j", "--verify", "--json", code=2).json
     found = [(each["table"], each["rule"]) for each in report["verified"]["violations"]]
     assert ("tail", "the cells of every hash row add up to the sketched counts") in found, found
+
+
+def test_a_cluster_scores_a_sketched_job_and_refuses_to_change_it(sample, tmp_path):
+    files = sorted(sample.glob("*.parquet"))
+    flags = ["--vocab-size", 300, "--context", "window", "--window", 3, *SKETCH]
+    job = pmill.count(tmp_path / "wh", "j", files[:2], "TEXT", *flags)
+    alone = pmill.Job(shutil.copytree(job.warehouse, tmp_path / "alone"), "j")
+    pmill.score(alone)
+    name = ["--warehouse", job.warehouse, "--name", "j"]
+    with cluster.Cluster(tmp_path / "roles", executors=1) as running:
+        there = ["--cluster", running.url]
+        pmill.run("score", *name, *there)
+        assert job.content("pmi") == alone.content("pmi")
+        before = content(job)
+        count = ["count", *name, "--input", *files, "--text", "TEXT", *flags]
+        retract = ["retract", *name, "--input", files[0]]
+        merge = ["merge", "--warehouse", tmp_path / "sum", "--name", "k", "--from", job.warehouse / "j"]
+        for command in (count, retract, merge):
+            message = pmill.run(*command, *there, code=2).err
+            assert "one process" in message, message
+        assert content(job) == before
+        assert not (tmp_path / "sum" / "k").exists()
