@@ -110,8 +110,7 @@ impl PlanFolder {
     /// Whether a driver that started later than `epoch` has claimed the job, or the folder is gone.
     #[must_use]
     pub fn superseded(&self, epoch: u64) -> bool {
-        let plans = self.root.parent().unwrap_or(&self.root);
-        superseded(plans, epoch) || !Self::is_there(&self.root).unwrap_or(true)
+        is_over(&self.root, epoch)
     }
 
     /// Ends whoever drives the job, and the units that run for it: as if a newer driver had come.
@@ -297,6 +296,12 @@ pub(super) fn superseded(plans: &Path, epoch: u64) -> bool {
     let newer = plans.join(format!("{EPOCH}{:08}", epoch + 1));
     // A store that does not answer says nothing.
     epoch > 0 && exists(&newer).unwrap_or(false)
+}
+
+/// Whether units of a plan run for nobody: a newer driver has the job, or the plan's folder is gone.
+pub(super) fn is_over(root: &Path, epoch: u64) -> bool {
+    let plans = root.parent().unwrap_or(root);
+    superseded(plans, epoch) || !PlanFolder::is_there(root).unwrap_or(true)
 }
 
 fn newest_epoch(plans: &Path) -> Result<u64, EngineError> {

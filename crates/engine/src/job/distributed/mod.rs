@@ -26,6 +26,7 @@ mod map;
 mod merge;
 pub(crate) mod place;
 mod plan;
+mod query;
 mod reduce;
 mod score;
 mod shard;
@@ -42,6 +43,9 @@ pub use drive::{Drive, Phase, Runner};
 pub use folder::PlanFolder;
 pub use merge::MergeDrive;
 pub use plan::{PROTOCOL, PlanHeader, PlanUnit, UnitFile};
+pub use query::{
+    Answer, JobVersions, QueryDrive, QueryPlan, QueryRequest, Sees, clear_dead, scanned_bytes,
+};
 pub use score::ScoreDrive;
 pub use shard::{Shard, ShardSummary};
 pub use spec::{Failure, UnitSpec, Work, may_pass};
