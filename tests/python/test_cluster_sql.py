@@ -29,7 +29,7 @@ QUERIES = {
     "full join": "SELECT a.id, b.left_id, b.count FROM j.vocab a FULL JOIN (SELECT * FROM j.pairs WHERE count > 60) b ON a.id = b.left_id + 4990 ORDER BY 1, 2, 3",
     "anti": "SELECT count(*) AS n FROM j.vocab v WHERE NOT EXISTS (SELECT 1 FROM j.pairs p WHERE p.right_id = v.id)",
     "in": "SELECT sum(count) AS n FROM j.pairs WHERE left_id IN (SELECT id FROM j.vocab WHERE token < 'c')",
-    "window": "SELECT * FROM (SELECT left_id, right_id, count, row_number() OVER (PARTITION BY left_id ORDER BY count DESC, right_id) AS place FROM j.pairs) t"
+    "window": "SELECT * FROM (SELECT left_id, right_id, count, row_number() OVER (PARTITION BY left_id ORDER BY count DESC, right_id) AS place FROM j.pairs WHERE count > 1) t"
     " WHERE place <= 2 ORDER BY left_id, place LIMIT 400",
     "top": 'SELECT "left", "right", npmi FROM j.pmi ORDER BY npmi DESC, "left", "right" LIMIT 25',
     "top offset": "SELECT * FROM j.pairs ORDER BY count DESC, left_id, right_id LIMIT 10 OFFSET 1000",

@@ -28,6 +28,7 @@ pub(super) use super::place::{
     exists, io, make_folder, names, put_new, read, remove_all as remove,
 };
 use super::plan::attempt;
+use super::spec::UnitSpec;
 use crate::error::EngineError;
 
 /// What a plan is read from.
@@ -302,6 +303,14 @@ pub(super) fn superseded(plans: &Path, epoch: u64) -> bool {
 pub(super) fn is_over(root: &Path, epoch: u64) -> bool {
     let plans = root.parent().unwrap_or(root);
     superseded(plans, epoch) || !PlanFolder::is_there(root).unwrap_or(true)
+}
+
+/// Whether the plan of a unit has ended, on a machine that sees where plans lie.
+#[must_use]
+pub fn is_gone(spec: &UnitSpec) -> bool {
+    let root = &spec.folder;
+    let sees = is_remote(root) || root.ancestors().nth(2).is_some_and(Path::exists);
+    sees && matches!(PlanFolder::is_there(root), Ok(false))
 }
 
 fn newest_epoch(plans: &Path) -> Result<u64, EngineError> {

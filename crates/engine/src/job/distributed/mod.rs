@@ -40,7 +40,7 @@ pub use annotate::AnnotateDrive;
 pub use average::AverageDrive;
 pub use commit::commit;
 pub use drive::{Drive, Phase, Runner};
-pub use folder::PlanFolder;
+pub use folder::{PlanFolder, is_gone};
 pub use merge::MergeDrive;
 pub use plan::{PROTOCOL, PlanHeader, PlanUnit, UnitFile};
 pub use query::{

@@ -158,7 +158,7 @@ impl QueryPlan {
         if !can_be_planned_twice(&logical)? {
             return Ok(None);
         }
-        let plan = state.create_physical_plan(&logical).await?;
+        let plan = physical(&state, &logical).await?;
         let (mut all, mut sent) = (0, Vec::new());
         for (number, fragment) in fragments::find(&plan).iter().enumerate() {
             let bytes = fragments::bytes(fragment).await?;
@@ -180,7 +180,7 @@ impl QueryPlan {
             plan
         } else {
             let state = self::state(context, catalog, partitions);
-            state.create_physical_plan(&logical).await?
+            physical(&state, &logical).await?
         };
         let found = fragments::find(&plan);
         let fragments = sent.iter().filter_map(|(number, _)| {
@@ -286,6 +286,14 @@ fn planning(config: SessionConfig, partitions: usize) -> SessionConfig {
         .optimizer
         .enable_physical_uncorrelated_scalar_subquery = false;
     config
+}
+
+/// How a query is run: the same whenever it is asked for, down to the names that the planner makes up.
+async fn physical(state: &SessionState, logical: &LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
+    let mut state = state.clone();
+    // These names are counted on from here.
+    state.mark_start_execution();
+    state.create_physical_plan(logical).await
 }
 
 /// What a statement means; it only reads.

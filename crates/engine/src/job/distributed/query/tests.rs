@@ -102,7 +102,7 @@ fn tables() -> Tables {
 
 async fn plan(tables: &Tables, sql: &str) -> Arc<dyn ExecutionPlan> {
     let logical = tables.state.create_logical_plan(sql).await.unwrap();
-    tables.state.create_physical_plan(&logical).await.unwrap()
+    physical(&tables.state, &logical).await.unwrap()
 }
 
 fn first_line(plan: &Arc<dyn ExecutionPlan>) -> String {

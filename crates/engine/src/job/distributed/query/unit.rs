@@ -96,7 +96,7 @@ impl LoadedQuery {
         let sent = self.header.fragments.iter().find(|f| f.number == fragment);
         let plan = self
             .session
-            .wait(self.state.create_physical_plan(&self.logical));
+            .wait(super::physical(&self.state, &self.logical));
         let found = fragments::find(&plan.map_err(refused)?);
         let (Some(sent), Some(plan)) = (sent, found.get(fragment)) else {
             return Err(otherwise(fragment));
