@@ -14,8 +14,8 @@ use pmill_cluster::{
 use pmill_engine::EngineError;
 use pmill_engine::annotate::{AnnotateJob, AnnotateSummary};
 use pmill_engine::job::distributed::{
-    AnnotateDrive, Answer, Drive, MergeDrive, PlanFolder, PlanState, QueryDrive, QueryPlan,
-    QueryRequest, Runner, ScoreDrive, Sees, UnitWorker, WorkerLimits,
+    AnnotateDrive, Answer, Drive, MergeDrive, PlanFolder, PlanState, Planned, QueryDrive,
+    QueryPlan, QueryRequest, Runner, ScoreDrive, Sees, UnitWorker, WorkerLimits,
 };
 use pmill_engine::job::{CountJob, Recount, RetractJob, RetractSummary};
 use pmill_engine::memory::ByteSize;
@@ -245,7 +245,13 @@ impl ClusterArgs {
             least_bytes,
         };
         let plan = session.wait(QueryPlan::make(&request, session.context()))?;
-        let Some(plan) = plan else { return Ok(None) };
+        let plan = match plan {
+            Planned::Cluster(plan) => plan,
+            Planned::Here(reason) => {
+                tracing::info!(reason, "the query runs here");
+                return Ok(None);
+            }
+        };
         let bar = Bar::new(global);
         let stop = stop_flag();
         let mut runner = self.connect(common, &bar)?;

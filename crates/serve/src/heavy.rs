@@ -14,7 +14,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionContext;
 use pmill_engine::EngineError;
 use pmill_engine::job::distributed::{
-    Answer, JobVersions, QueryDrive, QueryPlan, QueryRequest, Runner, Sees, scanned_bytes,
+    Answer, JobVersions, Planned, QueryDrive, QueryPlan, QueryRequest, Runner, Sees, scanned_bytes,
 };
 use pmill_engine::progress::{Quiet, StopFlag};
 
@@ -97,8 +97,9 @@ pub(crate) async fn answer(
         parameters,
         least_bytes: cluster.least_bytes,
     };
-    let Some(plan) = QueryPlan::make(&request, context).await? else {
-        return Ok(None);
+    let plan = match QueryPlan::make(&request, context).await? {
+        Planned::Cluster(plan) => plan,
+        Planned::Here(_) => return Ok(None),
     };
     if plan.logical().display_indent().to_string() != logical.display_indent().to_string() {
         return Ok(None);

@@ -44,7 +44,8 @@ pub use folder::{PlanFolder, is_gone};
 pub use merge::MergeDrive;
 pub use plan::{PROTOCOL, PlanHeader, PlanUnit, UnitFile};
 pub use query::{
-    Answer, JobVersions, QueryDrive, QueryPlan, QueryRequest, Sees, clear_dead, scanned_bytes,
+    Answer, JobVersions, Planned, QueryDrive, QueryPlan, QueryRequest, Sees, clear_dead,
+    scanned_bytes,
 };
 pub use score::ScoreDrive;
 pub use shard::{Shard, ShardSummary};

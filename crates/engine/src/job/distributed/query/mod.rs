@@ -108,6 +108,15 @@ pub(super) struct SentFragment {
     pub(super) partitions: usize,
 }
 
+/// Where a query is to run.
+pub enum Planned {
+    /// Parts of it on a cluster.
+    Cluster(Box<QueryPlan>),
+    /// In process, for this reason: it has to, or is as well off there. Also when it is wrong, which is
+    /// then told there.
+    Here(String),
+}
+
 /// A planned query with at least one fragment to send.
 pub struct QueryPlan {
     warehouse: Warehouse,
@@ -117,15 +126,15 @@ pub struct QueryPlan {
 }
 
 impl QueryPlan {
-    /// Plans a query for a cluster, in a session with the settings of `context`. `None` when it has
-    /// to run in process, or is as well off there: also when it is wrong, which is then told there.
+    /// Plans a query for a cluster, in a session with the settings of `context`.
     ///
     /// # Errors
     /// When the warehouse cannot be listed.
     pub async fn make(
         request: &QueryRequest<'_>,
         context: &SessionContext,
-    ) -> Result<Option<Self>, EngineError> {
+    ) -> Result<Planned, EngineError> {
+        let here = |reason: &str| Ok(Planned::Here(reason.to_owned()));
         let catalog = Arc::new(match request.sees {
             Sees::Newest(versions) => QueryCatalog::open(request.warehouse, versions).await?,
             Sees::Exactly(versions) => QueryCatalog::exactly(request.warehouse, versions)?,
@@ -133,16 +142,15 @@ impl QueryPlan {
         let parameters = match request.parameters.map(to_bytes) {
             None => None,
             Some(Some(bytes)) => Some(bytes),
-            Some(None) => return Ok(None),
+            Some(None) => return here("its parameters have names"),
         };
-        let Ok(sql) = time_travel::rewrite(request.sql) else {
-            return Ok(None);
+        let sql = match time_travel::rewrite(request.sql) {
+            Ok(sql) => sql,
+            Err(reason) => return Ok(Planned::Here(reason)),
         };
-        match Self::planned(request, context, &catalog, sql, parameters).await {
-            Ok(plan) => Ok(plan),
-            // In process it fails too, with the message that belongs there, or it runs.
-            Err(_) => Ok(None),
-        }
+        // In process it fails too, with the message that belongs there, or it runs.
+        let planned = Self::planned(request, context, &catalog, sql, parameters).await;
+        Ok(planned.unwrap_or_else(|error| Planned::Here(error.strip_backtrace())))
     }
 
     async fn planned(
@@ -151,12 +159,13 @@ impl QueryPlan {
         catalog: &Arc<QueryCatalog>,
         sql: String,
         parameters: Option<Vec<u8>>,
-    ) -> Result<Option<Self>> {
+    ) -> Result<Planned> {
+        let here = |reason: String| Ok(Planned::Here(reason));
         let fewest = usize::try_from(*PARTITIONS.start()).unwrap_or(1);
         let state = state(context, catalog, fewest);
         let logical = logical(&state, &sql, parameters.as_deref()).await?;
         if !can_be_planned_twice(&logical)? {
-            return Ok(None);
+            return here("it would not give the same rows whenever and wherever it ran".into());
         }
         let plan = physical(&state, &logical).await?;
         let (mut all, mut sent) = (0, Vec::new());
@@ -168,7 +177,7 @@ impl QueryPlan {
             }
         }
         if sent.is_empty() || all < request.least_bytes {
-            return Ok(None);
+            return here(format!("the parts that could be sent scan {all} bytes"));
         }
         // The largest scan says how finely all are cut; the plan's shape stays as it is.
         let most = sent.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0);
@@ -201,12 +210,12 @@ impl QueryPlan {
             partitions,
             fragments: fragments.collect(),
         };
-        Ok(Some(Self {
+        Ok(Planned::Cluster(Box::new(Self {
             warehouse: request.warehouse.clone(),
             header,
             logical,
             plan,
-        }))
+        })))
     }
 
     /// The plan before it was made faster, with the values of its parameters: what the query means.
@@ -273,7 +282,10 @@ fn state(context: &SessionContext, catalog: &Arc<QueryCatalog>, partitions: usiz
 
 /// The settings that a query is planned with.
 fn planning(config: SessionConfig, partitions: usize) -> SessionConfig {
-    let mut config = config.with_target_partitions(partitions);
+    let mut config = config
+        .with_target_partitions(partitions)
+        // The catalog is the query's.
+        .with_create_default_catalog_and_schema(false);
     let options = config.options_mut();
     // Scans are cut as they are to be.
     options.optimizer.enable_round_robin_repartition = false;
