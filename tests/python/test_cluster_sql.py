@@ -45,16 +45,16 @@ QUERIES = {
     "two versions": "SELECT a.n - b.n AS more FROM (SELECT sum(count) AS n FROM j.pairs) a, (SELECT sum(count) AS n FROM j.pairs VERSION AS OF 0) b",
     "scalar subquery": "SELECT count(*) AS n FROM j.pairs WHERE count > (SELECT avg(count) FROM j.pairs)",
     "with": "WITH t AS (SELECT left_id, sum(count) AS n FROM j.pairs GROUP BY left_id) SELECT v.token, t.n FROM t JOIN j.vocab v ON v.id = t.left_id ORDER BY t.n DESC, v.token LIMIT 9",
-    "grouping sets": "SELECT left_id % 3 AS a, right_id % 2 AS b, count(*) AS n FROM j.pairs GROUP BY ROLLUP (1, 2) ORDER BY 1, 2, 3",
+    "grouping sets": "SELECT left_id % 3 AS a, right_id % 2 AS b, count(*) AS n FROM j.pairs GROUP BY ROLLUP (left_id % 3, right_id % 2) ORDER BY 1, 2, 3",
     "functions": "SELECT round(avg(pmi(n_xy, n_x, n_y, n)), 9) AS p, approx_distinct(\"left\") > 0 AS d FROM j.pmi WHERE n_xy > 2",
-    "function of pmill": "SELECT unit_top_k(round(pmi, 6), 3) AS top FROM j.pmi",
+    "function of pmill": "SELECT exact_quantile(pmi, 0.25) AS q, correlation_matrix(make_array(pmi, npmi)) AS m FROM j.pmi",
     "case": "SELECT CASE WHEN count > 9 THEN 'many' WHEN count > 1 THEN 'some' ELSE 'one' END AS size, count(*) AS n FROM j.pairs GROUP BY 1 ORDER BY 1",
 }
 # These have nothing that could be sent, and need no cluster.
 HERE = [
     "SELECT 1 AS one",
     "SELECT * FROM information_schema.tables ORDER BY table_schema, table_name",
-    "SELECT rank, neighbour FROM neighbours('j', 'the', 5) ORDER BY rank",
+    "SELECT rank, neighbour FROM neighbours('j', 'TOKEN', 5) ORDER BY rank",
     "SELECT * FROM j.pairs LIMIT 0",
     "SELECT count(*) AS n FROM j.pairs WHERE count > 1 AND now() IS NOT NULL",
     "SELECT count(*) AS n FROM j.pairs",
@@ -122,6 +122,8 @@ def test_a_query_has_the_answer_that_it_has_in_process(name, running, warehouse)
 @pytest.mark.parametrize("query", HERE)
 def test_what_has_nothing_to_send_asks_no_cluster(query, warehouse):
     flags = on("http://127.0.0.1:1")
+    token = asked(warehouse, "SELECT token FROM j.vocab WHERE id = 0").json[0]["token"]
+    query = query.replace("TOKEN", token)
     assert asked(warehouse, query, *flags).raw == asked(warehouse, query).raw
 
 
@@ -331,7 +333,8 @@ def values(warehouse, query):
     return [tuple(row.values()) for row in asked(warehouse, query).json]
 
 
-@pytest.mark.parametrize("name", [name for name in QUERIES if "version" not in name])
+# A list has no type that the driver knows; what no file can hold is not scanned.
+@pytest.mark.parametrize("name", [name for name in QUERIES if "version" not in name and name != "function of pmill"])
 def test_a_server_gives_the_same_over_both_protocols(name, server, running, warehouse):
     query, expected = QUERIES[name], values(warehouse, QUERIES[name])
     before = units_done(running)
@@ -339,7 +342,7 @@ def test_a_server_gives_the_same_over_both_protocols(name, server, running, ware
         rows = connection.execute(query).fetchall()
     # JSON has no NaN, and PostgreSQL numbers of its own kinds.
     assert same([list(row) for row in rows], [list(row) for row in expected])
-    if name != "count":
+    if name not in ("count", "empty", "empty sum"):
         assert units_done(running) > before, "it did not run on the cluster"
     with flight_sql.connect(f"grpc://{server.flight_sql}") as connection, connection.cursor() as cursor:
         cursor.execute(query)

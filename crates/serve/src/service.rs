@@ -552,6 +552,10 @@ impl Task {
             .create_physical_plan(&plan, &state)
             .await
             .map_err(failed)?;
+        // From here on it can be cancelled: a cluster may take its time.
+        if schema.send(promised.clone()).is_err() {
+            return Err(ServeError::Cancelled);
+        }
         let heavy = match &self.service.cluster {
             None => None,
             Some(cluster) => {
@@ -575,9 +579,6 @@ impl Task {
             .map_err(failed)?;
         let context = TaskContext::from(&state).with_runtime(environment);
         let mut stream = execute_stream(physical, Arc::new(context)).map_err(failed)?;
-        if schema.send(promised.clone()).is_err() {
-            return Err(ServeError::Cancelled);
-        }
         while let Some(batch) = stream.next().await {
             let batch = batch.map_err(failed)?;
             if batch.num_rows() == 0 {

@@ -2,7 +2,7 @@
 //! left.
 //!
 //! ```text
-//! WAREHOUSE/.pmill/sql-SECONDS-RANDOM.query/
+//! WAREHOUSE/.pmill/sql_SECONDS_RANDOM.query/
 //!   alive                 when the driver last said that it lives
 //!   epoch-00000001
 //!   plan-units/           as of all plans; data/ holds the rows of units
@@ -177,7 +177,7 @@ impl std::fmt::Debug for QueryFolder {
 
 impl QueryFolder {
     fn make(warehouse: &Warehouse, scratch: Option<&Path>) -> Result<Self, EngineError> {
-        let name = format!("sql-{}-{}{SUFFIX}", now(), attempt());
+        let name = format!("sql_{}_{}{SUFFIX}", now(), attempt());
         let plans = PlanFolder::root_of(warehouse).join(name);
         let root = scratch.map_or_else(std::env::temp_dir, Path::to_owned);
         let fail = |source| place::io("create", &root, source);
@@ -303,8 +303,8 @@ pub fn clear_dead(warehouse: &Warehouse) -> Result<usize, EngineError> {
 
 /// When the query began whose folder has this name.
 fn started(name: &str) -> Option<u64> {
-    let name = name.strip_prefix("sql-")?.strip_suffix(SUFFIX)?;
-    name.split_once('-')?.0.parse().ok()
+    let name = name.strip_prefix("sql_")?.strip_suffix(SUFFIX)?;
+    name.split_once('_')?.0.parse().ok()
 }
 
 #[cfg(test)]
@@ -323,18 +323,18 @@ mod tests {
                 std::fs::write(work.join(name).join(ALIVE), alive.to_string()).unwrap();
             }
         };
-        let young = format!("sql-{}-b.query", now());
-        folder("sql-5-a.query", None);
+        let young = format!("sql_{}_b.query", now());
+        folder("sql_5_a.query", None);
         folder(&young, None);
-        folder("sql-5-c.query", Some(now()));
-        folder("sql-5-d.query", Some(now() - 301));
+        folder("sql_5_c.query", Some(now()));
+        folder("sql_5_d.query", Some(now() - 301));
         folder("sql-5.units", None);
         assert_eq!(clear_dead(&warehouse).unwrap(), 2);
         for (name, stays) in [
-            ("sql-5-a.query", false),
+            ("sql_5_a.query", false),
             (&young, true),
-            ("sql-5-c.query", true),
-            ("sql-5-d.query", false),
+            ("sql_5_c.query", true),
+            ("sql_5_d.query", false),
             ("sql-5.units", true),
         ] {
             assert_eq!(work.join(name).exists(), stays, "{name}");
