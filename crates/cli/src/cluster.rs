@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -13,19 +14,22 @@ use pmill_cluster::{
 use pmill_engine::EngineError;
 use pmill_engine::annotate::{AnnotateJob, AnnotateSummary};
 use pmill_engine::job::distributed::{
-    AnnotateDrive, Drive, MergeDrive, PlanFolder, PlanState, Runner, ScoreDrive, UnitWorker,
-    WorkerLimits,
+    AnnotateDrive, Answer, Drive, MergeDrive, PlanFolder, PlanState, Planned, QueryDrive,
+    QueryPlan, QueryRequest, Runner, ScoreDrive, Sees, UnitWorker, WorkerLimits,
 };
 use pmill_engine::job::{CountJob, Recount, RetractJob, RetractSummary};
 use pmill_engine::memory::ByteSize;
 use pmill_engine::merge_tables::{MergeJob, MergeSummary};
+use pmill_engine::progress::{Quiet, StopFlag};
 use pmill_engine::score::{ScoreSettings, ScoreSummary};
+use pmill_engine::session::Session;
 use pmill_engine::store::{JobName, Warehouse};
 
 use crate::count::{describe, json};
 use crate::limits::Global;
 use crate::outcome::{Failure, Outcome, Output};
 use crate::progress::{Bar, stop_flag};
+use crate::sql::{Format, write_rows};
 use crate::units::{CommonArgs, Scratch, SizeArgs};
 
 impl From<ClusterError> for Failure {
@@ -183,6 +187,90 @@ impl ClusterArgs {
         Ok(result?)
     }
 
+    /// The cluster for heavy queries of a server; each of them connects anew.
+    #[cfg(feature = "serve")]
+    pub fn for_queries(
+        &self,
+        least_bytes: u64,
+    ) -> Result<Option<pmill_serve::heavy::Cluster>, Failure> {
+        /// Times that a unit may fail.
+        const ATTEMPTS: u32 = 5;
+        let Some(url) = self.cluster.clone() else {
+            return Ok(None);
+        };
+        let security = self.client.security();
+        let patience = Patience {
+            nothing: Duration::from_secs(self.cluster_patience),
+            attempts: ATTEMPTS,
+        };
+        let connect = move || -> Result<Box<dyn Runner>, EngineError> {
+            let away = |error: &ClusterError| {
+                EngineError::NotNow(format!(
+                    "the cluster does not answer, and this query is too heavy for the server alone; try again ({})",
+                    crate::outcome::chain(error)
+                ))
+            };
+            let state = cluster_state(&url, &security).map_err(|error| away(&error))?;
+            if state.executors.is_empty() {
+                return Err(EngineError::NotNow(
+                    "the cluster has no executor now, and this query is too heavy for the server alone; try again".into(),
+                ));
+            }
+            let runner = ClusterRunner::connect(&url, &security, patience, &Quiet);
+            Ok(Box::new(runner.map_err(|error| away(&error))?))
+        };
+        Ok(Some(pmill_serve::heavy::Cluster {
+            least_bytes,
+            attempts: ATTEMPTS,
+            connect: Arc::new(connect),
+        }))
+    }
+
+    /// Asks a query of a warehouse on the cluster, some jobs of it at a version. `None` when it is for
+    /// this process: also when it is wrong, which is told there.
+    pub fn query(
+        &self,
+        (warehouse, versions, sql): (&str, &[(JobName, u64)], &str),
+        least_bytes: u64,
+        common: &CommonArgs,
+        global: &Global,
+    ) -> Result<Option<Asked>, Failure> {
+        let warehouse = Warehouse::open(warehouse)?;
+        let session = Session::new(global.threads(), global.memory_limit(), None)?;
+        let request = QueryRequest {
+            warehouse: &warehouse,
+            sees: Sees::Newest(versions),
+            sql,
+            parameters: None,
+            least_bytes,
+        };
+        let plan = session.wait(QueryPlan::make(&request, session.context()))?;
+        let plan = match plan {
+            Planned::Cluster(plan) => plan,
+            Planned::Here(reason) => {
+                tracing::info!(reason, "the query runs here");
+                return Ok(None);
+            }
+        };
+        let bar = Bar::new(global);
+        let stop = stop_flag();
+        let mut runner = self.connect(common, &bar)?;
+        let drive = QueryDrive {
+            limit_seconds: common.unit_timeout,
+            most_attempts: common.unit_attempts,
+            scratch: common.scratch.as_deref(),
+            progress: &bar,
+            stop: &stop,
+        };
+        let answer = drive.run(&plan, &mut runner);
+        bar.clear();
+        Ok(Some(Asked {
+            session,
+            answer: answer?,
+            stop,
+        }))
+    }
+
     /// Takes files or rows out on the cluster.
     pub fn retract(
         &self,
@@ -244,6 +332,28 @@ impl ClusterArgs {
             json: json(&summary),
             text: describe(&summary),
         })
+    }
+}
+
+/// A query whose units are done.
+pub struct Asked {
+    session: Session,
+    answer: Answer,
+    stop: Arc<StopFlag>,
+}
+
+impl Asked {
+    /// Runs the rest of it here, and writes its rows.
+    pub fn write(self, format: Format, output: Option<PathBuf>) -> Outcome {
+        let context = self.session.context().task_ctx();
+        let rows = {
+            let _inside = self.session.handle().enter();
+            self.answer.stream(context)
+        };
+        let rows = rows.map_err(pmill_engine::session::query)?;
+        let written = write_rows(&self.session, rows, format, output, &self.stop);
+        self.answer.close();
+        written
     }
 }
 

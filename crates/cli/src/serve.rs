@@ -87,6 +87,18 @@ pub struct ServeArgs {
     /// Seconds that running queries may take to finish after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value = "30")]
     grace: u64,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    cluster: crate::cluster::ClusterArgs,
+    /// Run queries on the cluster that scan so much: bytes of the needed columns, as they are stored
+    #[cfg(feature = "cluster")]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "256MiB",
+        help_heading = "Cluster"
+    )]
+    cluster_bytes: ByteSize,
 }
 
 #[derive(Subcommand, Debug)]
@@ -137,6 +149,10 @@ impl ServeArgs {
                 grace: Duration::from_secs(self.grace),
                 files: self.allow_files,
             },
+            #[cfg(feature = "cluster")]
+            cluster: self.cluster.for_queries(self.cluster_bytes.0)?,
+            #[cfg(not(feature = "cluster"))]
+            cluster: None,
         };
         let mut told = Ok(());
         server::serve(settings, |addresses| told = tell(addresses, global))?;

@@ -10,9 +10,9 @@ use arrow::datatypes::DataType;
 use arrow::record_batch::RecordBatch;
 use arrow::util::pretty::pretty_format_batches;
 use clap::{Args, ValueEnum};
-use futures::StreamExt;
 use parquet::arrow::ArrowWriter;
-use pmill_engine::EngineError;
+use pmill_engine::progress::StopFlag;
+use pmill_engine::session::{RowStream, Session};
 use pmill_engine::sql::SqlSession;
 use pmill_engine::store::JobName;
 
@@ -45,6 +45,21 @@ pub struct SqlArgs {
     /// Write to this file instead of stdout
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    cluster: crate::cluster::ClusterArgs,
+    /// Queries that scan less run here: bytes of the needed columns, as they are stored
+    #[cfg(feature = "cluster")]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "16MiB",
+        help_heading = "Cluster"
+    )]
+    cluster_bytes: pmill_engine::memory::ByteSize,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    common: crate::units::CommonArgs,
 }
 
 /// How rows are written.
@@ -83,6 +98,14 @@ impl SqlArgs {
             .iter()
             .map(|text| version(text))
             .collect::<Result<Vec<_>, Failure>>()?;
+        #[cfg(feature = "cluster")]
+        if self.cluster.is_asked_for() {
+            let query = (&self.warehouse[..], &versions[..], &sql[..]);
+            let least = self.cluster_bytes.0;
+            if let Some(asked) = self.cluster.query(query, least, &self.common, global)? {
+                return asked.write(format, self.output);
+            }
+        }
         let session = SqlSession::open_at(
             &self.warehouse,
             &versions,
@@ -102,7 +125,20 @@ fn version(text: &str) -> Result<(JobName, u64), Failure> {
 
 /// Runs a query of a session and writes its rows.
 pub fn write(session: &SqlSession, sql: &str, format: Format, output: Option<PathBuf>) -> Outcome {
-    let mut stream = session.query(sql)?;
+    let rows = session.query(sql)?;
+    // Ctrl-C ends the process: nothing is left behind.
+    let stop = StopFlag::default();
+    write_rows(session.session(), rows, format, output, &stop)
+}
+
+/// Writes the rows of a query that has begun.
+pub fn write_rows(
+    session: &Session,
+    mut stream: RowStream,
+    format: Format,
+    output: Option<PathBuf>,
+    stop: &StopFlag,
+) -> Outcome {
     let schema = stream.schema();
     if output.is_none() && format == Format::Parquet && std::io::stdout().is_terminal() {
         return Err(Failure::user(
@@ -126,8 +162,7 @@ pub fn write(session: &SqlSession, sql: &str, format: Format, output: Option<Pat
     };
     let mut rows = Rows::new(format, sink, &schema)?;
     let result = (|| {
-        while let Some(batch) = session.session().wait(stream.next()) {
-            let batch = batch.map_err(|error| EngineError::Query(error.strip_backtrace()))?;
+        while let Some(batch) = session.next_batch(&mut stream, stop)? {
             rows.write(&batch)?;
         }
         rows.finish()

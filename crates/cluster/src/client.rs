@@ -377,6 +377,10 @@ impl PhaseRun<'_, '_> {
         } else {
             format!("; the unit reads {}", failure.inputs.join(", "))
         };
+        if !failure.again && self.phase == Phase::Query && failure.user {
+            // What is wrong with a row is said as it is in process.
+            return Err(EngineError::Query(failure.message.clone()));
+        }
         if !failure.again {
             let text = format!("{} (unit {name}{inputs})", failure.message);
             return Err(if failure.user {

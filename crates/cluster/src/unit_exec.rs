@@ -276,7 +276,10 @@ async fn run_unit(units: &Arc<Units>, text: &str, task: &str) -> Result<()> {
                     }
                 });
                 let result = shared.worker.run(&spec, cancel);
-                shared.rest_after(&result, cancel);
+                // Nothing is wrong here when the plan has ended meanwhile.
+                if result.is_ok() || !distributed::is_gone(&spec) {
+                    shared.rest_after(&result, cancel);
+                }
                 ended.store(true, Ordering::Release);
                 watch.thread().unpark();
                 result

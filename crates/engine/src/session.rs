@@ -2,8 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::record_batch::RecordBatch;
+use datafusion::error::DataFusionError;
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
@@ -96,11 +99,39 @@ impl Session {
         Ok(())
     }
 
+    /// Waits for the next batch of a stream, from a thread outside the runtime, unless told to stop: an
+    /// aggregate reads all its input before it gives anything.
+    ///
+    /// # Errors
+    /// Those of the query; [`EngineError::Interrupted`] when told to stop.
+    pub fn next_batch(
+        &self,
+        stream: &mut SendableRecordBatchStream,
+        stop: &StopFlag,
+    ) -> Result<Option<RecordBatch>, EngineError> {
+        /// How often it is looked whether to stop.
+        const LOOK: Duration = Duration::from_millis(100);
+        self.wait(async {
+            loop {
+                if stop.is_set() {
+                    return Err(EngineError::Interrupted);
+                }
+                tokio::select! {
+                    batch = stream.next() => return batch.transpose().map_err(query),
+                    () = tokio::time::sleep(LOOK) => {}
+                }
+            }
+        })
+    }
+
     /// Waits for a future, from a thread outside the runtime.
     pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
     }
 }
+
+/// Rows of a query, as they come.
+pub type RowStream = SendableRecordBatchStream;
 
 /// A context of `threads` partitions within `limit` bytes, with all functions of pmill; temporary
 /// files go to `scratch`, or to the system's folder for them.
@@ -133,8 +164,15 @@ pub fn context(
     Ok(context)
 }
 
-/// An engine error as the user's: queries and plans come from the user.
-pub(crate) fn query(error: datafusion::error::DataFusionError) -> EngineError {
+/// An engine error as the user's: queries and plans come from the user. What we put inside and what
+/// may pass stays that.
+#[must_use]
+pub fn query(error: DataFusionError) -> EngineError {
+    if let DataFusionError::External(inner) = error.find_root()
+        && let Some(EngineError::NotNow(text)) = inner.downcast_ref()
+    {
+        return EngineError::NotNow(text.clone());
+    }
     let text = error.strip_backtrace();
     if store_is_away(&text) {
         return EngineError::Away(text);

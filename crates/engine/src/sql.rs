@@ -31,7 +31,7 @@ pub fn name(column: &str) -> String {
     format!("\"{}\"", column.replace('"', "\"\""))
 }
 
-fn read_only() -> SQLOptions {
+pub(crate) fn read_only() -> SQLOptions {
     SQLOptions::new()
         .with_allow_ddl(false)
         .with_allow_dml(false)

@@ -6,6 +6,7 @@ use pmill_store::{Job, JobName, Keep, Warehouse};
 use serde::Serialize;
 
 use crate::error::EngineError;
+use crate::job::distributed::clear_dead;
 use crate::memory::default_limit;
 use crate::session::Session;
 
@@ -63,6 +64,9 @@ pub fn vacuum(job: &VacuumJob) -> Result<VacuumSummary, EngineError> {
     let warehouse = Warehouse::open(&job.warehouse)?;
     let session = Session::new(2, default_limit(), None)?;
     session.wait(Job::open_existing(&warehouse, &name))?;
+    if !job.dry_run {
+        clear_dead(&warehouse)?;
+    }
     let lock = (!job.dry_run).then(|| warehouse.lock(&name)).transpose()?;
     let now_ms = SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -164,6 +164,7 @@ impl ServeError {
             Self::Stopping => "57P01",
             Self::NotRead { .. } => "25006",
             Self::Message(_) => "08P01",
+            Self::Engine(error) if error.kind() == Kind::NotNow => "57P03",
             Self::Engine(_) => "58000",
             Self::Bug(_) => "XX000",
             _ => "42601",
@@ -187,7 +188,12 @@ impl ServeError {
             _ => match error {
                 DataFusionError::External(inner) => match inner.downcast::<Self>() {
                     Ok(ours) => *ours,
-                    Err(inner) => Self::Query(DataFusionError::External(inner).strip_backtrace()),
+                    Err(inner) => match inner.downcast::<EngineError>() {
+                        Ok(engine) => Self::Engine(*engine),
+                        Err(inner) => {
+                            Self::Query(DataFusionError::External(inner).strip_backtrace())
+                        }
+                    },
                 },
                 error => Self::Query(error.strip_backtrace()),
             },

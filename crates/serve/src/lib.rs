@@ -16,6 +16,7 @@ pub mod error;
 pub mod flight;
 pub mod guard;
 pub mod health;
+pub mod heavy;
 pub mod library;
 pub mod limits;
 pub mod listen;

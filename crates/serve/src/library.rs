@@ -266,6 +266,7 @@ fn version_of(file: &str) -> Option<u64> {
 /// Every job of the warehouse at one version.
 pub struct Snapshot {
     marks: Marks,
+    warehouse: Warehouse,
     schemas: BTreeMap<JobName, Arc<JobSchema>>,
     plain: Shared<SessionContext>,
     postgres: Shared<SessionContext>,
@@ -319,6 +320,7 @@ impl Snapshot {
         let postgres = context(&library.postgres, Some(library.pg.schema(plain.clone())))?;
         Ok(Self {
             marks,
+            warehouse: library.warehouse.clone(),
             schemas,
             plain,
             postgres,
@@ -333,6 +335,12 @@ impl Snapshot {
             Dialect::Plain => &self.plain,
             Dialect::Postgres => &self.postgres,
         }
+    }
+
+    /// The warehouse.
+    #[must_use]
+    pub fn warehouse(&self) -> &Warehouse {
+        &self.warehouse
     }
 
     /// The jobs.
@@ -446,6 +454,12 @@ impl JobSchema {
             .get_or_try_init(|| Job::open_existing(&self.warehouse, &self.name))
             .await
             .map_err(outside)
+    }
+
+    /// The versions that it is seen at.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        self.mark
     }
 
     /// Whether there are scores.

@@ -56,7 +56,11 @@ async fn run(
 ) -> Result<(), ServeError> {
     let users = settings.users.as_deref().map(Users::read).transpose()?;
     let gate = Arc::new(Gate::new(users)?);
-    let service = Service::open(&settings.warehouse, settings.limits.clone())?;
+    let service = Service::open(
+        &settings.warehouse,
+        settings.limits.clone(),
+        settings.cluster.clone(),
+    )?;
     // An error in the warehouse's location is told before a port is opened.
     let snapshot = service.snapshot().await?;
     let (stop, stopped) = watch::channel(false);

@@ -34,6 +34,7 @@ use tokio::task::AbortHandle;
 use crate::auth::User;
 use crate::error::ServeError;
 use crate::guard;
+use crate::heavy::{self, Closing, Cluster};
 use crate::library::{Dialect, Library, Snapshot};
 use crate::limits::QueryPool;
 use crate::metrics::Metrics;
@@ -60,6 +61,9 @@ pub struct Asker {
 pub struct Service {
     library: Arc<Library>,
     limits: Limits,
+    cluster: Option<Cluster>,
+    /// Where queries are planned for the cluster.
+    aside: Shared<SessionContext>,
     metrics: Arc<Metrics>,
     compute: Option<Runtime>,
     pool: Arc<dyn MemoryPool>,
@@ -77,6 +81,25 @@ pub struct Prepared {
     /// Its plan, with parameters still open.
     pub plan: Shared<LogicalPlan>,
     dialect: Dialect,
+    source: Source,
+}
+
+/// What a plan was made of.
+#[derive(Clone)]
+enum Source {
+    Text(Arc<str>),
+    Parsed(Shared<ast::Statement>),
+}
+
+impl Prepared {
+    /// The statement as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match &self.source {
+            Source::Text(text) => text.to_string(),
+            Source::Parsed(statement) => statement.to_string(),
+        }
+    }
 }
 
 impl Service {
@@ -84,7 +107,11 @@ impl Service {
     ///
     /// # Errors
     /// When the location is none, or threads cannot start.
-    pub fn open(warehouse: &str, limits: Limits) -> Result<Arc<Self>, ServeError> {
+    pub fn open(
+        warehouse: &str,
+        limits: Limits,
+        cluster: Option<Cluster>,
+    ) -> Result<Arc<Self>, ServeError> {
         let warehouse = Warehouse::open(warehouse)?;
         let compute = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(limits.threads.max(1))
@@ -98,6 +125,8 @@ impl Service {
         let postgres = SessionContext::new_with_state(plain.state());
         let pg = PgParts::install(&postgres)?;
         Ok(Arc::new(Self {
+            cluster,
+            aside: Shared::new(plain.clone()),
             library: Library::new(warehouse, plain, postgres, pg, limits.files),
             limits,
             metrics: Arc::new(Metrics::new()?),
@@ -216,10 +245,13 @@ impl Service {
                 snapshot,
                 plan,
                 dialect,
+                source: Source::Text(sql.into()),
             });
         }
+        let source = Source::Text(sql.into());
         let sql = sql.to_owned();
-        self.plan(snapshot, dialect, sql.clone(), async move |context| {
+        let kept = (sql.clone(), source);
+        self.plan(snapshot, dialect, kept, async move |context| {
             let state = context.state();
             let dialect = state.config().options().sql_parser.dialect;
             let statement = state.sql_to_statement(&sql, &dialect)?;
@@ -244,9 +276,11 @@ impl Service {
                 snapshot,
                 plan,
                 dialect,
+                source: Source::Parsed(statement),
             });
         }
-        self.plan(snapshot, dialect, sql, async move |context| {
+        let kept = (sql, Source::Parsed(statement.clone()));
+        self.plan(snapshot, dialect, kept, async move |context| {
             let statement = Statement::Statement(Box::new((*statement).clone()));
             context.state().statement_to_plan(statement).await
         })
@@ -257,7 +291,7 @@ impl Service {
         self: &Arc<Self>,
         snapshot: Arc<Snapshot>,
         dialect: Dialect,
-        sql: String,
+        (sql, source): (String, Source),
         work: F,
     ) -> Result<Prepared, ServeError>
     where
@@ -285,6 +319,7 @@ impl Service {
             snapshot,
             plan,
             dialect,
+            source,
         })
     }
 
@@ -498,18 +533,18 @@ impl Task {
             .snapshot
             .context(self.prepared.dialect)
             .state();
-        let plan = match self.parameters {
+        let logical = match &self.parameters {
             None => (*self.prepared.plan).clone(),
             Some(values) => (*self.prepared.plan)
                 .clone()
-                .replace_params_with_values(&values)
+                .replace_params_with_values(values)
                 .map_err(failed)?,
         };
         // What was promised when the statement was planned: the stream may know more of its columns
         // (that they hold no nulls), and clients compare the two.
-        let promised: SchemaRef = Arc::new(plan.schema().as_arrow().clone());
+        let promised: SchemaRef = Arc::new(logical.schema().as_arrow().clone());
         let plan = state
-            .optimize(&plan)
+            .optimize(&logical)
             .and_then(pairs::narrow)
             .map_err(failed)?;
         let physical = state
@@ -517,6 +552,25 @@ impl Task {
             .create_physical_plan(&plan, &state)
             .await
             .map_err(failed)?;
+        // From here on it can be cancelled: a cluster may take its time.
+        if schema.send(promised.clone()).is_err() {
+            return Err(ServeError::Cancelled);
+        }
+        let heavy = match &self.service.cluster {
+            None => None,
+            Some(cluster) => {
+                heavy::answer(
+                    cluster,
+                    &self.service.aside,
+                    &self.prepared,
+                    self.parameters.as_ref(),
+                    (&logical, &physical),
+                    limits.query_time.as_secs().max(1),
+                )
+                .await?
+            }
+        };
+        let physical = heavy.as_ref().and_then(Closing::plan).unwrap_or(physical);
         let physical = yielding(physical).map_err(failed)?;
         let pool = QueryPool::new(self.service.pool.clone(), limits.query_memory);
         let environment = RuntimeEnvBuilder::from_runtime_env(state.runtime_env())
@@ -525,9 +579,6 @@ impl Task {
             .map_err(failed)?;
         let context = TaskContext::from(&state).with_runtime(environment);
         let mut stream = execute_stream(physical, Arc::new(context)).map_err(failed)?;
-        if schema.send(promised.clone()).is_err() {
-            return Err(ServeError::Cancelled);
-        }
         while let Some(batch) = stream.next().await {
             let batch = batch.map_err(failed)?;
             if batch.num_rows() == 0 {

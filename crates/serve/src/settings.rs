@@ -7,6 +7,7 @@ use std::time::Duration;
 use pmill_engine::memory::ByteSize;
 
 use crate::error::ServeError;
+use crate::heavy::Cluster;
 
 /// Settings of `pmill serve`.
 #[derive(Debug, Clone)]
@@ -29,6 +30,8 @@ pub struct ServeSettings {
     pub insecure: bool,
     /// Limits.
     pub limits: Limits,
+    /// Where heavy queries run; without it, here.
+    pub cluster: Option<Cluster>,
 }
 
 /// How much may be used.
@@ -150,6 +153,7 @@ mod tests {
             client_ca: None,
             insecure: false,
             limits: Limits::default(),
+            cluster: None,
         }
     }
 

@@ -175,6 +175,26 @@ fn plain(file: &TableFile) -> PartitionedFile {
     PartitionedFile::new(file.path.to_string(), file.size)
 }
 
+/// The part of a file's rows that an index chose; all of them without.
+#[must_use]
+pub fn selected_part(file: &PartitionedFile) -> f64 {
+    let Some(chosen) = file.extension::<ParquetRowSelection>() else {
+        return 1.0;
+    };
+    let (mut selected, mut all) = (0, 0);
+    for selector in chosen.selection().iter() {
+        all += selector.row_count;
+        if !selector.skip {
+            selected += selector.row_count;
+        }
+    }
+    if all == 0 {
+        0.0
+    } else {
+        selected as f64 / all as f64
+    }
+}
+
 /// Longer lists of words are left to the index.
 const LONG_LIST: usize = 32;
 /// Fewer rows than this are read by one thread.

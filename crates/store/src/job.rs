@@ -108,6 +108,34 @@ impl Job {
         name: &JobName,
         version: Option<u64>,
     ) -> Result<Option<Self>, StoreError> {
+        let scores = match version {
+            None => Scores::Newest,
+            Some(_) => Scores::OfRows,
+        };
+        Self::open_with(warehouse, name, version, scores).await
+    }
+
+    /// Opens exactly these versions of `pairs` and `pmi` (`None`: without `pmi`), and of the other
+    /// tables what belongs to that version of `pairs`: as somebody else saw the job.
+    ///
+    /// # Errors
+    /// [`StoreError::NoVersion`] when it was vacuumed; as [`Self::open_existing`] else.
+    pub async fn open_exactly(
+        warehouse: &Warehouse,
+        name: &JobName,
+        pairs: u64,
+        pmi: Option<u64>,
+    ) -> Result<Self, StoreError> {
+        let opened = Self::open_with(warehouse, name, Some(pairs), Scores::Exactly(pmi)).await?;
+        Self::existing(warehouse, name, opened).await
+    }
+
+    async fn open_with(
+        warehouse: &Warehouse,
+        name: &JobName,
+        version: Option<u64>,
+        scores: Scores,
+    ) -> Result<Option<Self>, StoreError> {
         let open = async |table: &str, version: Option<u64>| {
             let url = warehouse.table_url(name, table)?;
             TableState::open(&format!("{name}.{table}"), &url, version).await
@@ -167,10 +195,11 @@ impl Job {
         let has_pmi = warehouse
             .local()
             .is_none_or(|root| root.join(name.as_str()).join("pmi").exists());
-        let scored = match version {
+        let scored = match scores {
             _ if !has_pmi => None,
-            None => Some(None),
-            Some(_) => scoring_of(warehouse, name, &pairs).await?.map(Some),
+            Scores::Newest => Some(None),
+            Scores::OfRows => scoring_of(warehouse, name, &pairs).await?.map(Some),
+            Scores::Exactly(version) => version.map(Some),
         };
         let pmi = match scored {
             None => None,
@@ -204,7 +233,16 @@ impl Job {
         name: &JobName,
         version: Option<u64>,
     ) -> Result<Self, StoreError> {
-        match Self::open_at(warehouse, name, version).await? {
+        let opened = Self::open_at(warehouse, name, version).await?;
+        Self::existing(warehouse, name, opened).await
+    }
+
+    async fn existing(
+        warehouse: &Warehouse,
+        name: &JobName,
+        opened: Option<Self>,
+    ) -> Result<Self, StoreError> {
+        match opened {
             Some(job) => Ok(job),
             None => Err(StoreError::NoJob {
                 warehouse: warehouse.display(),
@@ -271,6 +309,17 @@ impl Job {
             .map(|pmi| Ok((pmi.property(SETTINGS)?, parse(pmi, PAIRS_VERSION)?)))
             .transpose()
     }
+}
+
+/// Which `pmi` goes with a version of `pairs`.
+#[derive(Debug, Clone, Copy)]
+enum Scores {
+    /// The newest there is.
+    Newest,
+    /// The newest of the rows of that version.
+    OfRows,
+    /// This one, or none.
+    Exactly(Option<u64>),
 }
 
 /// The versions of `pairs`, up to this one, that hold the same rows.

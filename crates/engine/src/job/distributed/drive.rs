@@ -13,6 +13,7 @@ use super::commit::commit_plan;
 use super::fold::FAN_IN;
 use super::folder::{PlanFolder, claim_epoch, names, remove, superseded};
 use super::plan::{self, NewPlan, PROTOCOL, PlanHeader, PlanUnit};
+use super::query::QueryDone;
 use super::reduce::{COMBINED, MOST_RUNS};
 use super::spec::{
     CountDone, RUNS, RunsList, TermsDone, UnitSpec, VOCABULARY, VocabularyDone, Work, terms_name,
@@ -56,6 +57,8 @@ pub enum Phase {
     Remap,
     /// Tables are summed.
     Merge,
+    /// Parts of a query's plan are run.
+    Query,
 }
 
 impl Phase {
@@ -74,6 +77,7 @@ impl Phase {
             Self::Annotate => "annotate",
             Self::Remap => "remap",
             Self::Merge => "merge",
+            Self::Query => "query",
         }
     }
 }
@@ -373,6 +377,7 @@ fn rows_of(folder: &PlanFolder, work: &Work) -> Result<Option<u64>, EngineError>
         Work::Annotate { .. } => folder
             .get::<AnnotateDone>(&name)?
             .map(|done| done.shard.rows),
+        Work::Query { .. } => folder.get::<QueryDone>(&name)?.map(|done| done.rows),
         Work::Average { .. }
         | Work::Fold { .. }
         | Work::Combine { .. }

@@ -28,6 +28,7 @@ pub(super) use super::place::{
     exists, io, make_folder, names, put_new, read, remove_all as remove,
 };
 use super::plan::attempt;
+use super::spec::UnitSpec;
 use crate::error::EngineError;
 
 /// What a plan is read from.
@@ -110,8 +111,7 @@ impl PlanFolder {
     /// Whether a driver that started later than `epoch` has claimed the job, or the folder is gone.
     #[must_use]
     pub fn superseded(&self, epoch: u64) -> bool {
-        let plans = self.root.parent().unwrap_or(&self.root);
-        superseded(plans, epoch) || !Self::is_there(&self.root).unwrap_or(true)
+        is_over(&self.root, epoch)
     }
 
     /// Ends whoever drives the job, and the units that run for it: as if a newer driver had come.
@@ -297,6 +297,20 @@ pub(super) fn superseded(plans: &Path, epoch: u64) -> bool {
     let newer = plans.join(format!("{EPOCH}{:08}", epoch + 1));
     // A store that does not answer says nothing.
     epoch > 0 && exists(&newer).unwrap_or(false)
+}
+
+/// Whether units of a plan run for nobody: a newer driver has the job, or the plan's folder is gone.
+pub(super) fn is_over(root: &Path, epoch: u64) -> bool {
+    let plans = root.parent().unwrap_or(root);
+    superseded(plans, epoch) || !PlanFolder::is_there(root).unwrap_or(true)
+}
+
+/// Whether the plan of a unit has ended, on a machine that sees where plans lie.
+#[must_use]
+pub fn is_gone(spec: &UnitSpec) -> bool {
+    let root = &spec.folder;
+    let sees = is_remote(root) || root.ancestors().nth(2).is_some_and(Path::exists);
+    sees && matches!(PlanFolder::is_there(root), Ok(false))
 }
 
 fn newest_epoch(plans: &Path) -> Result<u64, EngineError> {

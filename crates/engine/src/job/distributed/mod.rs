@@ -26,6 +26,7 @@ mod map;
 mod merge;
 pub(crate) mod place;
 mod plan;
+mod query;
 mod reduce;
 mod score;
 mod shard;
@@ -39,9 +40,13 @@ pub use annotate::AnnotateDrive;
 pub use average::AverageDrive;
 pub use commit::commit;
 pub use drive::{Drive, Phase, Runner};
-pub use folder::PlanFolder;
+pub use folder::{PlanFolder, is_gone};
 pub use merge::MergeDrive;
 pub use plan::{PROTOCOL, PlanHeader, PlanUnit, UnitFile};
+pub use query::{
+    Answer, JobVersions, Planned, QueryDrive, QueryPlan, QueryRequest, Sees, clear_dead,
+    scanned_bytes,
+};
 pub use score::ScoreDrive;
 pub use shard::{Shard, ShardSummary};
 pub use spec::{Failure, UnitSpec, Work, may_pass};

@@ -100,6 +100,13 @@ impl Object {
         }
     }
 
+    fn write_over(&self, bytes: Vec<u8>) -> Result<(), EngineError> {
+        let (store, path) = (self.store.clone(), self.path.clone());
+        let put = wait(async move { store.put(&path, PutPayload::from(bytes)).await })?;
+        put.map(|_| ())
+            .map_err(|source| self.failed("write", source))
+    }
+
     fn names(&self) -> Result<Vec<String>, EngineError> {
         let (store, path) = (self.store.clone(), self.path.clone());
         let listed = wait(async move { store.list_with_delimiter(Some(&path)).await })?;
@@ -264,6 +271,14 @@ pub(super) fn write_bytes(path: &Path, bytes: Vec<u8>) -> Result<(), EngineError
         std::fs::File::open(path)?.sync_all()
     };
     write().map_err(|source| io("write", path, source))
+}
+
+/// Writes a small file that only one process writes, over the one before.
+pub(super) fn write_over(path: &Path, text: String) -> Result<(), EngineError> {
+    if let Some(object) = object(path)? {
+        return object.write_over(text.into_bytes());
+    }
+    std::fs::write(path, text).map_err(|source| io("write", path, source))
 }
 
 /// Names in a folder; none when it is not there.

@@ -106,6 +106,13 @@ pub enum Work {
         /// The range's number.
         number: usize,
     },
+    /// Run a partition of a part of a query's plan (see [`super::QueryDrive`]).
+    Query {
+        /// The part's number.
+        fragment: usize,
+        /// The partition.
+        partition: usize,
+    },
 }
 
 impl Work {
@@ -134,6 +141,10 @@ impl Work {
             Self::Annotate { number } => format!("annotate-{number:05}"),
             Self::Remap { number } => format!("remap-{number:05}"),
             Self::Merge { number } => format!("merge-{number:05}"),
+            Self::Query {
+                fragment,
+                partition,
+            } => format!("query-{fragment}-{partition:05}"),
         }
     }
 
@@ -152,6 +163,7 @@ impl Work {
             | Self::Annotate { number }
             | Self::Remap { number }
             | Self::Merge { number } => *number,
+            Self::Query { partition, .. } => *partition,
         }
     }
 

@@ -1,7 +1,7 @@
 //! What is under way in a warehouse, as anyone can see it in the plans' folders.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pmill_store::Warehouse;
 use serde::Serialize;
@@ -10,6 +10,7 @@ use super::annotate::AnnotateHeader;
 use super::folder::{PlanFolder, names, read};
 use super::merge::MergeHeader;
 use super::plan::PlanHeader;
+use super::query::QueryHeader;
 use super::reduce::{COMBINED, MOST_RUNS};
 use super::score::ScoreHeader;
 use super::spec::{Failure, RUNS, VOCABULARY, VocabularyDone};
@@ -21,7 +22,7 @@ pub struct PlanState {
     /// Job name.
     pub job: String,
     /// The phase that it is in: `terms`, `count`, `combine`, `reduce`; `sum`, `score`; `remap`, `merge`;
-    /// `annotate`; or `commit`.
+    /// `annotate`; `query`; or `commit` (of a query: its driver has the rest).
     pub phase: &'static str,
     /// Units (or ranges) of the phase that are done.
     pub done: usize,
@@ -51,6 +52,7 @@ impl PlanState {
                 Some((_, "units")) => Self::of_count,
                 Some((_, "scores")) => Self::of_scoring,
                 Some((_, "merges")) => Self::of_merge,
+                Some((_, "query")) => Self::of_query,
                 Some((_, "elsewhere")) => {
                     let Some(place) = read::<PathBuf>(&plans)? else {
                         continue;
@@ -93,6 +95,17 @@ impl PlanState {
             ("merge", "merge-", header.ranges.len()),
         ];
         Self::in_phases(folder, header.name, &phases).map(Some)
+    }
+
+    /// A query has the name of its folder.
+    fn of_query(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
+        let Some(header) = QueryHeader::read(folder)? else {
+            return Ok(None);
+        };
+        let name = folder.path().parent().and_then(Path::file_stem);
+        let name = name.unwrap_or_default().to_string_lossy().into_owned();
+        let units = header.fragments.iter().map(|f| f.partitions).sum();
+        Self::in_phases(folder, name, &[("query", "query-", units)]).map(Some)
     }
 
     fn of_annotation(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {

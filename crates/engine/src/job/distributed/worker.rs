@@ -10,11 +10,12 @@ use pmill_text::{FeatureExtractor, Vocabulary};
 
 use super::annotate::{AnnotateHeader, LoadedAnnotation};
 use super::drive::Signed;
-use super::folder::{PlanFolder, io, superseded};
+use super::folder::{PlanFolder, io, is_over};
 use super::kept::Kept;
 use super::merge::{LoadedMerge, MergeHeader, is_merging};
 use super::place::is_remote;
 use super::plan::{PlanHeader, attempt, check_protocol};
+use super::query::LoadedQuery;
 use super::score::{LoadedScoring, is_scoring};
 use super::spec::{TermsDone, UnitSpec, VOCABULARY, VocabularyDone, Work};
 use super::vocabulary::read_vocabulary;
@@ -64,6 +65,7 @@ pub struct UnitWorker {
     pub(super) scoring: Mutex<Option<Arc<LoadedScoring>>>,
     pub(super) annotation: Kept<LoadedAnnotation>,
     pub(super) merging: Kept<LoadedMerge>,
+    querying: Kept<LoadedQuery>,
 }
 
 /// A plan as a worker has it.
@@ -132,6 +134,7 @@ impl UnitWorker {
             scoring: Mutex::new(None),
             annotation: Kept::default(),
             merging: Kept::default(),
+            querying: Kept::default(),
         })
     }
 
@@ -171,6 +174,15 @@ impl UnitWorker {
                 let _mark = folder.begin(spec, &attempt)?;
                 return self.attempt(spec, &name, cancel, |_, stop| {
                     annotation.run(self, &folder, number, &attempt, stop)
+                });
+            }
+            if let Work::Query { .. } = spec.work {
+                let open = || LoadedQuery::open(&folder, self);
+                let query = self.querying.get(folder.path(), open)?;
+                let _mark = folder.begin(spec, &attempt)?;
+                return self.attempt(spec, &name, cancel, |scratch, stop| {
+                    let means = (&attempt[..], scratch.path(), self.limits.memory.0);
+                    query.run(&folder, &spec.work, means, stop)
                 });
             }
             if is_merging(&spec.work) {
@@ -233,6 +245,7 @@ impl UnitWorker {
             Work::Average { .. }
             | Work::Fold { .. }
             | Work::Combine { .. }
+            | Work::Query { .. }
             | Work::Reduce { .. } => return Vec::new(),
         };
         // The failure itself is what has to be told.
@@ -264,9 +277,10 @@ impl UnitWorker {
                     }
                     let why = if cancel.is_set() {
                         Some(EngineError::Interrupted)
-                    } else if ask && superseded(plans, spec.epoch) {
+                    } else if ask && is_over(&spec.folder, spec.epoch) {
                         Some(EngineError::NotNow(
-                            "a driver that started later has taken the job over".into(),
+                            "a driver that started later has taken the job over, or it has ended"
+                                .into(),
                         ))
                     } else if Instant::now() > deadline {
                         Some(EngineError::NotNow(format!(
@@ -464,7 +478,8 @@ impl<'a> Running<'a> {
             | Work::Score { .. }
             | Work::Annotate { .. }
             | Work::Remap { .. }
-            | Work::Merge { .. } => Err(EngineError::Bug(format!(
+            | Work::Merge { .. }
+            | Work::Query { .. } => Err(EngineError::Bug(format!(
                 "`{}` is not of a count",
                 work.name()
             ))),
