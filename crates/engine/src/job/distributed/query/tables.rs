@@ -172,7 +172,7 @@ struct QuerySchema {
     tables: Mutex<HashMap<String, Arc<ScanTable>>>,
 }
 
-const TABLES: [&str; 5] = ["outside", "pairs", "pmi", "sources", "vocab"];
+const TABLES: [&str; 6] = ["outside", "pairs", "pmi", "sources", "tail", "vocab"];
 
 impl QuerySchema {
     async fn job(&self) -> Result<&Job> {
@@ -225,6 +225,7 @@ impl SchemaProvider for QuerySchema {
             "sources" => Some(&job.sources),
             "pmi" => job.pmi.as_ref(),
             "outside" => job.outside.as_ref(),
+            "tail" => job.tail.as_ref(),
             _ => None,
         };
         let Some(state) = state else { return Ok(None) };
@@ -241,6 +242,7 @@ impl SchemaProvider for QuerySchema {
         match (name, self.job.get()) {
             ("pmi", Some(job)) => job.pmi.is_some(),
             ("outside", Some(job)) => job.outside.is_some(),
+            ("tail", Some(job)) => job.tail.is_some(),
             (name, _) => TABLES.contains(&name),
         }
     }
