@@ -125,7 +125,7 @@ async fn fragments_are_what_lies_below_the_first_exchange() {
         ),
         ("SELECT count(v) FROM large WHERE k = 3", &["AggregateExec"]),
         ("SELECT * FROM large ORDER BY v DESC LIMIT 5", &["SortExec"]),
-        ("SELECT v FROM large WHERE v > 1", &["FilterExec"]),
+        ("SELECT v FROM large WHERE v > 1", &["DataSourceExec"]),
         (
             "SELECT name, sum(v) FROM large JOIN small USING (k) GROUP BY name",
             &["AggregateExec"],
