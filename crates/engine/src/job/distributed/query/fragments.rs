@@ -13,8 +13,9 @@ use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{FileScanConfig, FileSource, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::error::{DataFusionError, Result};
-use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::expressions::{Column, DynamicFilterPhysicalExpr};
 use datafusion::physical_expr::projection::ProjectionExprs;
+use datafusion::physical_expr::split_conjunction;
 use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
@@ -236,11 +237,20 @@ fn is_small_table(plan: &Plan) -> bool {
     known && plan.fetch().is_none() && plan.children().into_iter().all(is_small_table)
 }
 
+/// Whether a scan drops rows by itself. What a join above it would tell it while it runs, a unit does
+/// not hear.
+fn has_own_filter(source: &ParquetSource) -> bool {
+    source.filter().is_some_and(|filter| {
+        let mut parts = split_conjunction(&filter).into_iter();
+        parts.any(|part| part.downcast_ref::<DynamicFilterPhysicalExpr>().is_none())
+    })
+}
+
 /// Whether a fragment gives less than its files hold, or in another order: files that are only read
 /// are read faster where they are needed.
 fn reduces(plan: &Plan) -> bool {
     if let Some((config, source)) = scan(plan) {
-        return source.filter().is_some() && config.limit.is_none();
+        return config.limit.is_none() && has_own_filter(source);
     }
     let does = plan.is::<FilterExec>()
         || plan.is::<AggregateExec>()
