@@ -13,10 +13,13 @@ use pmill_simd::{prefer_huge_pages, prefetch};
 use super::lookup::{NONE, Pair, PairTable, Row};
 
 /// A row of at most so many pairs for each that is asked is spread; in a longer one they are searched.
-const SPREAD: usize = 16;
+const SPREAD: usize = 32;
 
 /// Runs that are fetched ahead.
-const AHEAD: usize = 8;
+const AHEAD: usize = 16;
+
+/// Pairs of one left id that are looked for together, so that they wait for memory together.
+const TOGETHER: usize = 128;
 
 /// Right ids of one left id, and where their answers go.
 #[derive(Debug, Clone, Copy, Default)]
@@ -123,12 +126,7 @@ impl Block {
     /// Fills the slots.
     pub(super) fn answer(&mut self, table: &PairTable) {
         self.sort(table.terms());
-        if self.answers.len() < self.slots {
-            self.answers.clear();
-            self.answers.reserve_exact(self.slots);
-            prefer_huge_pages(&mut self.answers);
-            self.answers.resize(self.slots, NONE);
-        }
+        lengthen(&mut self.answers, self.slots, NONE);
         self.places.reset(table.terms());
         let mut start = 0;
         for left in 0..table.terms() as u32 {
@@ -152,7 +150,7 @@ impl Block {
             self.ends[term + 1] += self.ends[term];
         }
         // Each is where the runs of a left id begin, and moves to where they end.
-        self.sorted.resize(self.runs.len(), Run::default());
+        lengthen(&mut self.sorted, self.runs.len(), Run::default());
         for (left, run) in self.lefts.iter().zip(&self.runs) {
             let place = &mut self.ends[*left as usize];
             self.sorted[*place as usize] = *run;
@@ -168,33 +166,78 @@ impl Block {
             .sum();
         let spread = row.rights.len() <= SPREAD * asked;
         let from = if spread { self.places.spread(row) } else { 0 };
-        for index in runs {
+        let (mut rights, mut slots) = ([0; TOGETHER], [0; TOGETHER]);
+        let mut places = [0; TOGETHER];
+        let mut held = 0;
+        for index in runs.clone() {
             if let Some(ahead) = self.sorted.get(index + AHEAD) {
                 prefetch(&self.rights, ahead.first as usize);
                 prefetch(&self.answers, ahead.slot as usize);
             }
             let run = self.sorted[index];
-            let rights = &self.rights[run.first as usize..][..run.length as usize];
-            let answers = &mut self.answers[run.slot as usize..][..run.length as usize];
-            if spread {
-                for (right, answer) in rights.iter().zip(answers) {
-                    let place = self.places.of[*right as usize].wrapping_sub(from);
-                    *answer = row.pairs.get(place as usize).copied().unwrap_or(NONE);
+            let mut done = 0;
+            while done < run.length {
+                let more = (run.length - done).min((TOGETHER - held) as u32);
+                let first = (run.first + done) as usize;
+                for (step, right) in (0..more).zip(&self.rights[first..]) {
+                    rights[held] = *right;
+                    slots[held] = run.slot + done + step;
+                    held += 1;
                 }
-            } else {
-                search(row, rights, answers);
+                done += more;
+                if held < TOGETHER && (done < run.length || index + 1 < runs.end) {
+                    continue;
+                }
+                let (rights, slots) = (&rights[..held], &slots[..held]);
+                let places = &mut places[..held];
+                if spread {
+                    for (place, right) in places.iter_mut().zip(rights) {
+                        *place = self.places.of[*right as usize].wrapping_sub(from);
+                    }
+                } else {
+                    search(row.rights, rights, places);
+                }
+                for place in &*places {
+                    prefetch(row.numbers, *place as usize);
+                }
+                for (place, slot) in places.iter().zip(slots) {
+                    self.answers[*slot as usize] = row.pair(*place as usize);
+                }
+                held = 0;
             }
         }
     }
 }
 
-/// Answers rising right ids one after the other.
-fn search(row: Row<'_>, rights: &[u32], answers: &mut [Pair]) {
-    let mut from = 0;
-    for (right, answer) in rights.iter().zip(answers) {
-        from += row.rights[from..].partition_point(|other| other < right);
-        let found = row.rights.get(from) == Some(right);
-        *answer = if found { row.pairs[from] } else { NONE };
+/// Makes a list that is read and written at random at least so long; what it held is lost.
+fn lengthen<T: Copy>(list: &mut Vec<T>, length: usize, item: T) {
+    if list.len() < length {
+        list.clear();
+        list.reserve_exact(length);
+        prefer_huge_pages(list);
+        list.resize(length, item);
+    }
+}
+
+/// Where these right ids stand in a row, or `u32::MAX`; one step of all searches after the other, as
+/// none of them waits for another's memory.
+fn search(row: &[u32], rights: &[u32], places: &mut [u32]) {
+    places.fill(0);
+    let mut size = row.len() as u32;
+    while size > 1 {
+        let half = size / 2;
+        for (place, right) in places.iter_mut().zip(rights) {
+            let middle = *place + half;
+            if row[middle as usize] <= *right {
+                *place = middle;
+            }
+        }
+        size -= half;
+    }
+    for (place, right) in places.iter_mut().zip(rights) {
+        if row.get(*place as usize) != Some(right) {
+            *place = u32::MAX;
+        }
     }
 }
 
@@ -276,7 +319,7 @@ mod tests {
         let row = |start| Row {
             start,
             rights: &[0, 2],
-            pairs: &[NONE; 2],
+            numbers: &[[0.0; 2]; 2],
         };
         assert_eq!(places.spread(row(7)), 7);
         assert_eq!(places.of, [7, u32::MAX, 8]);

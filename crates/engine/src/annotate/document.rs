@@ -173,7 +173,8 @@ impl Work {
             self.tally.add(answers, tables.balance, pair);
             if part.last {
                 let numbers = &mut self.documents.rows[self.finished];
-                self.tally.finish(tables, numbers, &mut self.documents.quantiles);
+                self.tally
+                    .finish(tables, numbers, &mut self.documents.quantiles);
                 self.finished += 1;
             }
             (runs, slots) = (part.runs, part.slots);
@@ -341,11 +342,16 @@ impl Tally {
 /// So many values are sorted for their quantiles; of more, each quantile is selected by itself.
 const SORTED: usize = 1024;
 
+/// So many are sorted by counting for each value how many are smaller.
+const COUNTED: usize = 96;
+
 /// Appends the quantiles, with linear interpolation between the two nearest values as NumPy's default
 /// (NaN when there are no values), and gives the least and the greatest value.
 fn quantiles(values: &mut [f32], shares: &[f64], out: &mut Vec<f64>) -> Option<(f64, f64)> {
     let sorted = values.len() <= SORTED;
-    if sorted {
+    if values.len() <= COUNTED {
+        sort_few(values);
+    } else if sorted {
         values.sort_unstable_by(f32::total_cmp);
     }
     let ends = match &*values {
@@ -373,9 +379,47 @@ fn quantiles(values: &mut [f32], shares: &[f64], out: &mut Vec<f64>) -> Option<(
         };
         let (low, high) = (f64::from(low), f64::from(high));
         // The last one has none above it, and nothing is added.
-        out.push(if part == 0.0 { low } else { low + part * (high - low) });
+        out.push(if part == 0.0 {
+            low
+        } else {
+            low + part * (high - low)
+        });
     }
     ends.map(|(least, most)| (f64::from(least), f64::from(most)))
+}
+
+/// Sorts by [`f32::total_cmp`], without a branch that depends on the values.
+fn sort_few(values: &mut [f32]) {
+    const LANES: usize = 8;
+    // The bits of a float as an integer of the same order; what fills up the lanes is the greatest.
+    let mut keys = [i32::MAX; COUNTED];
+    for (key, value) in keys.iter_mut().zip(&*values) {
+        let bits = value.to_bits() as i32;
+        *key = bits ^ ((bits >> 31) as u32 >> 1) as i32;
+    }
+    let lanes = &keys[..values.len().next_multiple_of(LANES)];
+    let mut ranks = [0_i32; COUNTED];
+    for (rank, key) in ranks.iter_mut().zip(&keys[..values.len()]) {
+        let mut smaller = [0_i32; LANES];
+        for others in lanes.as_chunks::<LANES>().0 {
+            for lane in 0..LANES {
+                smaller[lane] += i32::from(others[lane] < *key);
+            }
+        }
+        *rank = smaller.iter().sum();
+    }
+    // Equal values have one rank; the places behind it stay NaN, and take the value before them.
+    let mut sorted = [f32::NAN; COUNTED];
+    for (rank, value) in ranks.iter().zip(&*values) {
+        sorted[*rank as usize] = *value;
+    }
+    let mut before = f32::NAN;
+    for (value, sorted) in values.iter_mut().zip(sorted) {
+        if !sorted.is_nan() {
+            before = sorted;
+        }
+        *value = before;
+    }
 }
 
 #[cfg(test)]
@@ -409,7 +453,9 @@ mod tests {
 
     #[test]
     fn many_values_have_the_quantiles_of_the_sorted_ones() {
-        let mut many: Vec<f32> = (0..2 * SORTED as u32).map(|n| (n * 7919 % 2003) as f32).collect();
+        let mut many: Vec<f32> = (0..2 * SORTED as u32)
+            .map(|n| (n * 7919 % 2003) as f32)
+            .collect();
         let mut sorted = many.clone();
         sorted.sort_unstable_by(f32::total_cmp);
         let last = (sorted.len() - 1) as f64;
@@ -425,8 +471,25 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn few_values_are_sorted_as_by_the_library(
+            mut values in prop::collection::vec(prop_oneof![-2.0_f32..2.0, Just(0.0), Just(-0.0), Just(1.0)], 0..=COUNTED),
+        ) {
+            let mut expected = values.clone();
+            expected.sort_unstable_by(f32::total_cmp);
+            sort_few(&mut values);
+            let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+            prop_assert_eq!(bits(&values), bits(&expected));
+        }
+    }
+
     /// The obvious version: every pair of a document by itself, looked up in a map.
-    fn slow(tables: &Tables, all: &BTreeMap<(u32, u32), Pair>, tokens: &[u32]) -> (Numbers, Vec<f64>) {
+    fn slow(
+        tables: &Tables,
+        all: &BTreeMap<(u32, u32), Pair>,
+        tokens: &[u32],
+    ) -> (Numbers, Vec<f64>) {
         let mut numbers = Numbers::default();
         tables.priors(tokens, &mut numbers);
         let inside = || tokens.iter().copied().filter(|id| *id != OUT_OF_VOCABULARY);
@@ -462,7 +525,10 @@ mod tests {
             }
         }
         tables.concepts(&ids, &mut numbers);
-        let seen: Vec<_> = pairs.iter().filter_map(|ids| Some((ids, all.get(ids)?))).collect();
+        let seen: Vec<_> = pairs
+            .iter()
+            .filter_map(|ids| Some((ids, all.get(ids)?)))
+            .collect();
         let scores: Vec<f64> = seen.iter().map(|(_, pair)| f64::from(pair.score)).collect();
         numbers.pairs = pairs.len() as u64;
         numbers.seen = seen.len() as u64;
@@ -486,7 +552,10 @@ mod tests {
         numbers.mean = Some(scores.iter().sum::<f64>() / scores.len() as f64);
         let quantile = |share: &f64| {
             let place = share * (sorted.len() - 1) as f64;
-            let (low, high) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+            let (low, high) = (
+                sorted[place.floor() as usize],
+                sorted[place.ceil() as usize],
+            );
             low + (place - place.floor()) * (high - low)
         };
         let quantiles = tables.quantiles.iter().map(quantile).collect();
@@ -502,13 +571,18 @@ mod tests {
             ..ContextSettings::default()
         });
         let side = prop::sample::select(vec![Side::Symmetric, Side::Left, Side::Right]);
-        let window = (1_u32..6, side, any::<bool>()).prop_map(|(window, side, gap)| ContextSettings {
-            kind: ContextKind::Window,
-            window,
-            side,
-            out_of_vocabulary: if gap { OutOfVocabulary::Gap } else { OutOfVocabulary::Removed },
-            ..ContextSettings::default()
-        });
+        let window =
+            (1_u32..6, side, any::<bool>()).prop_map(|(window, side, gap)| ContextSettings {
+                kind: ContextKind::Window,
+                window,
+                side,
+                out_of_vocabulary: if gap {
+                    OutOfVocabulary::Gap
+                } else {
+                    OutOfVocabulary::Removed
+                },
+                ..ContextSettings::default()
+            });
         prop_oneof![document, window]
     }
 

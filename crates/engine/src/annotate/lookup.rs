@@ -5,7 +5,7 @@
 
 use std::sync::Mutex;
 
-use pmill_simd::prefer_huge_pages;
+use pmill_simd::zeros;
 
 use crate::error::EngineError;
 use crate::rows::ScoredPairs;
@@ -30,7 +30,8 @@ pub(super) struct PairTable {
     /// Where each row begins in the other two; one more than terms.
     row_starts: Vec<usize>,
     rights: Vec<u32>,
-    pairs: Vec<Pair>,
+    /// Score and count of each.
+    numbers: Vec<[f32; 2]>,
 }
 
 /// The pairs of one left id.
@@ -40,19 +41,33 @@ pub(super) struct Row<'a> {
     pub(super) start: usize,
     /// Rising.
     pub(super) rights: &'a [u32],
-    pub(super) pairs: &'a [Pair],
+    pub(super) numbers: &'a [[f32; 2]],
+}
+
+impl Row<'_> {
+    /// The pair at a place of the row; none beyond it.
+    #[inline]
+    pub(super) fn pair(&self, place: usize) -> Pair {
+        match self.numbers.get(place) {
+            Some([score, count]) => Pair {
+                score: *score,
+                count: *count,
+            },
+            None => NONE,
+        }
+    }
 }
 
 /// Bytes of a table of `terms` terms and `pairs` pairs.
 pub(super) fn bytes(terms: usize, pairs: u64) -> u64 {
-    let pair = (size_of::<u32>() + size_of::<Pair>()) as u64;
+    let pair = (size_of::<u32>() + size_of::<[f32; 2]>()) as u64;
     pairs.saturating_mul(pair) + (terms as u64 + 1) * size_of::<usize>() as u64
 }
 
 /// Where the pairs of one file go.
 struct Part<'a> {
     rights: &'a mut [u32],
-    pairs: &'a mut [Pair],
+    numbers: &'a mut [[f32; 2]],
     filled: usize,
     /// Left ids in rising order, each with its number of pairs.
     rows: Vec<(u32, usize)>,
@@ -76,20 +91,16 @@ impl PairTable {
             .map(|pairs| usize::try_from(*pairs).unwrap_or(usize::MAX))
             .collect();
         let all = lengths.iter().sum();
-        let (mut rights, mut pairs) = (Vec::with_capacity(all), Vec::with_capacity(all));
-        prefer_huge_pages(&mut rights);
-        prefer_huge_pages(&mut pairs);
-        rights.resize(all, 0);
-        pairs.resize(all, NONE);
-        let mut rest = (&mut rights[..], &mut pairs[..]);
+        let (mut rights, mut numbers) = (zeros(all), zeros(all));
+        let mut rest: (&mut [u32], &mut [[f32; 2]]) = (&mut rights, &mut numbers);
         let mut parts = Vec::with_capacity(lengths.len());
         for length in lengths {
             let (rights, more_rights) = rest.0.split_at_mut(length);
-            let (pairs, more_pairs) = rest.1.split_at_mut(length);
-            rest = (more_rights, more_pairs);
+            let (numbers, more_numbers) = rest.1.split_at_mut(length);
+            rest = (more_rights, more_numbers);
             parts.push(Mutex::new(Part {
                 rights,
-                pairs,
+                numbers,
                 filled: 0,
                 rows: Vec::new(),
             }));
@@ -123,7 +134,7 @@ impl PairTable {
         Ok(Self {
             row_starts,
             rights,
-            pairs,
+            numbers,
         })
     }
 
@@ -139,7 +150,7 @@ impl PairTable {
         Row {
             start: range.start,
             rights: &self.rights[range.clone()],
-            pairs: &self.pairs[range],
+            numbers: &self.numbers[range],
         }
     }
 }
@@ -156,15 +167,15 @@ impl Part<'_> {
             None => None,
         };
         let range = self.filled..self.filled + scored.len();
-        let (Some(rights), Some(pairs)) = (
+        let (Some(rights), Some(numbers)) = (
             self.rights.get_mut(range.clone()),
-            self.pairs.get_mut(range.clone()),
+            self.numbers.get_mut(range.clone()),
         ) else {
             return Err(EngineError::Bug(
                 "a file holds more pairs than its commit says".into(),
             ));
         };
-        for (((left, right, count, score), to), pair) in scored.rows().zip(rights).zip(pairs) {
+        for (((left, right, count, score), to), numbers) in scored.rows().zip(rights).zip(numbers) {
             if before.is_some_and(|before| before >= (left, right)) {
                 return Err(out_of_order());
             }
@@ -174,9 +185,12 @@ impl Part<'_> {
             }
             before = Some((left, right));
             *to = right;
-            let finite = score.is_finite();
-            pair.score = if finite { score as f32 } else { f32::NAN };
-            pair.count = count as f32;
+            let score = if score.is_finite() {
+                score as f32
+            } else {
+                f32::NAN
+            };
+            *numbers = [score, count as f32];
         }
         self.filled = range.end;
         Ok(())
@@ -226,8 +240,9 @@ pub(super) mod tests {
             for left in 0..7 {
                 let row = table.row(left);
                 assert_eq!(row.start, found.len());
-                let pairs = row.rights.iter().zip(row.pairs);
-                found.extend(pairs.map(|(right, pair)| (left, *right, *pair)));
+                let rights = row.rights.iter().enumerate();
+                found.extend(rights.map(|(place, right)| (left, *right, row.pair(place))));
+                assert!(row.pair(row.rights.len()).score.is_nan());
             }
             assert_eq!(found, all);
         }
@@ -241,7 +256,7 @@ pub(super) mod tests {
             count: 1.0,
         };
         let table = table(2, &[(0, 1, infinite)], 1);
-        assert!(table.row(0).pairs[0].score.is_nan());
+        assert!(table.row(0).pair(0).score.is_nan());
     }
 
     #[test]

@@ -106,7 +106,12 @@ struct Source {
 impl Source {
     /// Columns that are read when not all are, in the file's order.
     fn columns(&self) -> Vec<usize> {
-        let mut columns: Vec<usize> = self.kept.iter().chain(&self.plan.columns).copied().collect();
+        let mut columns: Vec<usize> = self
+            .kept
+            .iter()
+            .chain(&self.plan.columns)
+            .copied()
+            .collect();
         columns.sort_unstable();
         columns.dedup();
         columns
