@@ -184,12 +184,11 @@ fn factors(basis: &Tall, images: &Tall, rank: usize) -> Result<Svd, MatrixError>
     let small = turn.transpose() * image_gram * &turn;
     let small = eigen(&small)?;
     let values = small.S().column_vector();
-    let found = rank.min(whole);
     let mut singular_values = vec![0.0; rank];
     let mut vectors = Mat::zeros(whole, rank);
-    for index in 0..found {
-        let from = whole - 1 - index;
-        singular_values[index] = values[from].max(0.0).sqrt();
+    let falling = (0..whole).rev();
+    for ((index, singular_value), from) in singular_values.iter_mut().enumerate().zip(falling) {
+        *singular_value = values[from].max(0.0).sqrt();
         vectors.col_mut(index).copy_from(small.U().col(from));
     }
     let mut left = basis.times((turn * vectors).as_ref());
