@@ -202,6 +202,33 @@ class Bench:
                          "Every pair of words of one row, counted once a row; Parquet in and out.\n\n" +
                          table(["program", "CPU s", "wall s", "peak MiB", "CPU, times pmill", "wall, times pmill", ""], rows))
 
+    def annotate(self, tokens):
+        """Counting, and annotating the same files with the scores of what was counted, on one thread and on all."""
+        folder = self.corpus("captions", tokens, 400_000)
+        warehouse, out = os.path.join(self.work, "warehouse"), os.path.join(self.work, "annotated")
+        rows = []
+        for threads in sorted({1, self.options.threads}):
+            counted, summary, _ = self.count(f"count, {threads} thread(s)", folder, "--vocab-size", "50000",
+                                             threads=threads)
+            self.check(counted)
+            self.check(Run("score", [self.options.pmill, "score", "--warehouse", warehouse, "--name", "j"],
+                           self.options.limit))
+            shutil.rmtree(out, ignore_errors=True)
+            annotated = self.check(Run(f"annotate, {threads} thread(s)", [
+                self.options.pmill, "annotate", "--warehouse", warehouse, "--name", "j", "--input", folder, "--output",
+                out, "--threads", str(threads), "--memory-limit", "4GiB", "--json"], self.options.limit))
+            found = json.loads(annotated.text)
+            reading = found["seconds"] - found["annotating_seconds"]
+            notes = (f"{summary['pairs']:,} pairs", f"{counted.cpu / annotated.cpu:.2f} × the counting rate, "
+                     f"{reading:.1f} s of it before the first row")
+            for run, note in zip((counted, annotated), notes):
+                rows.append([run.name, f"{run.cpu:.1f}", f"{run.wall:.1f}", f"{run.peak:.0f}",
+                             f"{tokens / run.cpu / 1e6:.1f} M", note])
+        shutil.rmtree(out, ignore_errors=True)
+        self.page.append(f"## Annotate: captions, {tokens / 1e6:.1f} M tokens, vocabulary 50,000\n\n"
+                         "The same files counted, and written again with the numbers of each row; Parquet in and out.\n\n" +
+                         table(["program", "CPU s", "wall s", "peak MiB", "tokens/s a CPU second", ""], rows))
+
     def memory(self, tokens):
         folder = self.corpus("documents", tokens, 400_000)
         rows = []
@@ -278,7 +305,7 @@ def main():
     parser.add_argument("--wordnet", default="", help="folder with index.noun and noun.exc")
     parser.add_argument("--growth", default="0.1,0.3,1",
                         help="sizes of the growth table, times --documents; 0.1,0.3,1,3 goes on to 300 M tokens")
-    parser.add_argument("--only", default="window,document,memory,growth,text")
+    parser.add_argument("--only", default="window,document,annotate,memory,growth,text")
     options = parser.parse_args()
     options.pmill = os.path.abspath(options.pmill)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -289,6 +316,8 @@ def main():
             bench.window(documents)
         elif part == "document":
             bench.document(captions)
+        elif part == "annotate":
+            bench.annotate(captions)
         elif part == "memory":
             bench.memory(documents)
         elif part == "growth":

@@ -84,10 +84,10 @@ struct MatrixArgs {
     /// Power of the singular values that vectors are multiplied by: 0, 0.5 or 1
     #[arg(long, value_name = "P", default_value_t = 0.5)]
     weight: f64,
-    /// Added to the dimensions; half of the sum is the width of the random start
+    /// Added to the dimensions; about three directions are followed for each of the sum
     #[arg(long, value_name = "N", default_value_t = SvdSettings::default().oversampling)]
     oversampling: usize,
-    /// Times that the start is multiplied by matrix and transpose
+    /// Times that a block of directions is multiplied by matrix and transpose; more are narrower
     #[arg(long, value_name = "N", default_value_t = SvdSettings::default().power_iterations)]
     power_iterations: usize,
     /// Seed; equal seeds give equal vectors, whatever the threads
@@ -331,7 +331,7 @@ impl Room {
             return Err(EngineError::Memory {
                 limit: table.limit().to_string(),
                 reason: format!(
-                    "{} vectors of {} numbers (and {} beside them) take {}; give --memory-limit {} or fewer --dimensions (or --power-iterations)",
+                    "{} vectors of {} numbers (and {} beside them) take {}; give --memory-limit {} or fewer --dimensions (or --oversampling)",
                     group(size as u64),
                     settings.rank,
                     settings.oversampling,

@@ -128,12 +128,31 @@ impl ScoredPairs {
         self.scores.clear();
     }
 
+    /// Number of pairs.
+    pub(crate) fn len(&self) -> usize {
+        self.left.len()
+    }
+
     /// Left and right id, natural count, and score, which is not finite for a pair without one.
     pub fn rows(&self) -> impl Iterator<Item = (u32, u32, f64, f64)> {
         let ids = self.left.iter().zip(&self.right);
         let numbers = self.counts.iter().zip(&self.scores);
         ids.zip(numbers)
             .map(|((left, right), (count, score))| (*left, *right, *count, *score))
+    }
+}
+
+#[cfg(test)]
+impl FromIterator<(u32, u32, f64, f64)> for ScoredPairs {
+    fn from_iter<I: IntoIterator<Item = (u32, u32, f64, f64)>>(rows: I) -> Self {
+        let mut pairs = Self::default();
+        for (left, right, count, score) in rows {
+            pairs.left.push(left);
+            pairs.right.push(right);
+            pairs.counts.push(count);
+            pairs.scores.push(score);
+        }
+        pairs
     }
 }
 
@@ -434,8 +453,13 @@ impl TableRows {
         )
     }
 
-    /// Gives all pairs with their scores to `each`, as `pmill score` computes them, some at a time,
-    /// by several threads.
+    /// Pairs in each file, in the order of ids.
+    pub(crate) fn file_pairs(&self) -> Vec<u64> {
+        self.files.iter().map(|(file, _)| file.rows).collect()
+    }
+
+    /// Gives all pairs with their scores to `each`, as `pmill score` computes them: some of a file's
+    /// at a time with the file's number, each file in its order, by several threads.
     ///
     /// # Errors
     /// Those of the table, of the measure, of `each`; a stop.
@@ -444,7 +468,7 @@ impl TableRows {
         scored: &RecordedScore,
         progress: &dyn Progress,
         stop: &StopFlag,
-        each: impl Fn(&ScoredPairs) -> Result<(), EngineError> + Sync,
+        each: impl Fn(usize, &ScoredPairs) -> Result<(), EngineError> + Sync,
     ) -> Result<(), EngineError> {
         let survey = match scored.marginals {
             Marginals::Documents => Survey::empty(self.size()),
@@ -476,7 +500,7 @@ impl TableRows {
                     }
                     pairs.scores.extend_from_slice(&pairs.counts);
                     scoring.chunk(&pairs.left, &pairs.right, &mut pairs.scores)?;
-                    each(&pairs)
+                    each(number, &pairs)
                 })?;
                 progress.advance(1, 0);
             }

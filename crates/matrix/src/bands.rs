@@ -170,48 +170,133 @@ impl BandStore {
             return Err(MatrixError::Bug("shapes of a product differ".into()));
         }
         let mut out = vec![0_f32; self.rows * width];
+        let arch = pulp::Arch::new();
         self.each(|band| {
             let from = band.first as usize * width;
             let rows = &mut out[from..from + band.rows() * width];
             // Rows are long at the start (frequent terms), so parts are small.
-            rows.par_chunks_mut(16 * width)
+            rows.par_chunks_mut(PART_ROWS * width)
                 .enumerate()
                 .for_each(|(part, rows)| {
-                    for (index, row) in rows.chunks_mut(width).enumerate() {
-                        let row_index = part * 16 + index;
-                        let range = band.row_starts[row_index] as usize
-                            ..band.row_starts[row_index + 1] as usize;
-                        add_rows(
-                            row,
-                            &band.columns[range.clone()],
-                            &band.values[range],
-                            dense,
-                        );
-                    }
+                    arch.dispatch(AddRows {
+                        rows,
+                        width,
+                        first: part * PART_ROWS,
+                        band,
+                        dense,
+                    });
                 });
         })?;
         Ok(out)
     }
 }
 
-/// `row += Σ value · dense[column]`, four columns at a time.
-fn add_rows(row: &mut [f32], columns: &[u32], values: &[f32], dense: &[f32]) {
-    let width = row.len();
-    let at = |column: u32| &dense[column as usize * width..][..width];
+/// Rows of a product that one thread makes at a time.
+const PART_ROWS: usize = 16;
+
+/// `rows += band · dense` for some rows, compiled for each set of vector instructions. A number is summed
+/// in the same order by each of them, and without fused operations, so that every processor gives the
+/// same.
+struct AddRows<'a> {
+    rows: &'a mut [f32],
+    width: usize,
+    /// The first of the rows in the band.
+    first: usize,
+    band: &'a Band,
+    dense: &'a [f32],
+}
+
+impl pulp::NullaryFnOnce for AddRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        match self.width {
+            8 => self.whole::<8>(),
+            16 => self.whole::<16>(),
+            24 => self.whole::<24>(),
+            32 => self.whole::<32>(),
+            _ => self.panels(),
+        }
+    }
+}
+
+impl<'a> AddRows<'a> {
+    #[inline(always)]
+    fn entries(band: &'a Band, row: usize) -> (&'a [u32], &'a [f32]) {
+        let range = band.row_starts[row] as usize..band.row_starts[row + 1] as usize;
+        (&band.columns[range.clone()], &band.values[range])
+    }
+
+    /// Rows of `W` numbers.
+    #[inline(always)]
+    fn whole<const W: usize>(self) {
+        let (dense, _) = self.dense.as_chunks::<W>();
+        let (rows, _) = self.rows.as_chunks_mut::<W>();
+        for (index, row) in rows.iter_mut().enumerate() {
+            let (columns, values) = Self::entries(self.band, self.first + index);
+            add_row(row, columns, values, |column| &dense[column as usize]);
+        }
+    }
+
+    /// Rows of any width, by panels of columns.
+    #[inline(always)]
+    fn panels(self) {
+        for (index, row) in self.rows.chunks_mut(self.width).enumerate() {
+            let (columns, values) = Self::entries(self.band, self.first + index);
+            let mut from = 0;
+            while from < self.width {
+                let at = |column: u32| &self.dense[column as usize * self.width + from..];
+                let rest = &mut row[from..];
+                from += match rest.len() {
+                    16.. => add_panel::<16>(rest, columns, values, at),
+                    8.. => add_panel::<8>(rest, columns, values, at),
+                    _ => add_panel::<1>(rest, columns, values, at),
+                };
+            }
+        }
+    }
+}
+
+/// The first `W` columns of a row, whose numbers in the dense matrix begin where `at` says.
+#[inline(always)]
+fn add_panel<'a, const W: usize>(
+    row: &mut [f32],
+    columns: &[u32],
+    values: &[f32],
+    at: impl Fn(u32) -> &'a [f32],
+) -> usize {
+    if let Some((panel, _)) = row.split_first_chunk_mut::<W>() {
+        let at = |column| at(column).first_chunk::<W>().unwrap_or(&[0.0; W]);
+        add_row(panel, columns, values, at);
+    }
+    W
+}
+
+/// `row += Σ value · at(column)`, four entries at a time, with the sums in registers.
+#[inline(always)]
+fn add_row<'a, const W: usize>(
+    row: &mut [f32; W],
+    columns: &[u32],
+    values: &[f32],
+    at: impl Fn(u32) -> &'a [f32; W],
+) {
+    let mut sums = *row;
     let (four_columns, rest_columns) = columns.as_chunks::<4>();
     let (four_values, rest_values) = values.as_chunks::<4>();
-    for (columns, values) in four_columns.iter().zip(four_values) {
-        let [a, b, c, d] = columns.map(at);
-        let [p, q, r, s] = *values;
-        for ((((sum, a), b), c), d) in row.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-            *sum += (p * a + q * b) + (r * c + s * d);
+    for ([i, j, k, l], [p, q, r, s]) in four_columns.iter().zip(four_values) {
+        let (a, b, c, d) = (at(*i), at(*j), at(*k), at(*l));
+        for lane in 0..W {
+            sums[lane] += (p * a[lane] + q * b[lane]) + (r * c[lane] + s * d[lane]);
         }
     }
     for (column, value) in rest_columns.iter().zip(rest_values) {
-        for (sum, x) in row.iter_mut().zip(at(*column)) {
-            *sum += value * x;
+        let x = at(*column);
+        for lane in 0..W {
+            sums[lane] += value * x[lane];
         }
     }
+    *row = sums;
 }
 
 #[cfg(test)]
@@ -247,7 +332,7 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn bands_and_memory_do_not_change_a_bit_of_a_product(
-            rows in 1_usize..40, columns in 1_usize..30, width in 1_usize..9,
+            rows in 1_usize..40, columns in 1_usize..30, width in 1_usize..36,
             height in 1_usize..12, budget in 0_u64..4000, seed in any::<u64>(),
         ) {
             let number = |place: usize| crate::random::normal(seed, place as u64) as f32;

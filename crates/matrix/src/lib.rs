@@ -18,6 +18,7 @@ pub mod random;
 mod safetensors;
 pub mod staging;
 pub mod svd;
+mod tall;
 mod tsqr;
 pub mod vectors;
 

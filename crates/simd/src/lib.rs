@@ -1,5 +1,5 @@
 //! What of pmill needs unsafe code: the vector loops [`collect`], [`followers`] and [`drain`], and the
-//! hints [`prefer_huge_pages`] and [`prefetch`].
+//! hints [`prefer_huge_pages`], [`zeros`] and [`prefetch`].
 //!
 //! In and out are plain slices. Each loop has a safe twin in portable Rust, which runs where
 //! the processor lacks the instructions (AVX-512 with VBMI2) and which the tests compare with
@@ -18,7 +18,7 @@ pub use collect::{
     followers_portable,
 };
 pub use drain::{Sum, TOUCHED_SHIFT, drain, drain_portable, drain_touched, drain_touched_portable};
-pub use pages::{prefer_huge_pages, prefetch};
+pub use pages::{Zero, prefer_huge_pages, prefetch, zeros};
 
 /// Whether this processor runs the fast versions.
 #[must_use]

@@ -8,8 +8,30 @@ pub fn prefer_huge_pages<T>(memory: &mut Vec<T>) {
     if size_of_val(unused) < LEAST_BYTES {
         return;
     }
-    advise(unused);
+    advise(unused.as_mut_ptr_range());
 }
+
+/// `length` zeros, in huge pages where the system has them, and not touched yet.
+#[must_use]
+pub fn zeros<T: Zero>(length: usize) -> Vec<T> {
+    let mut zeros = vec![T::default(); length];
+    if size_of_val(&zeros[..]) >= LEAST_BYTES {
+        advise(zeros.as_mut_ptr_range());
+    }
+    zeros
+}
+
+/// Numbers whose zero is all bits zero, so that memory fresh from the system need not be written.
+pub trait Zero: Copy + Default + sealed::Zero {}
+
+mod sealed {
+    pub trait Zero {}
+    impl Zero for u32 {}
+    impl Zero for [f32; 2] {}
+}
+
+impl Zero for u32 {}
+impl Zero for [f32; 2] {}
 
 /// Asks the processor for `items[place]` before it is read; beyond the end, for nothing.
 ///
@@ -34,17 +56,16 @@ const LEAST_BYTES: usize = 4 << 20;
 
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "the system call; see the SAFETY line")]
-fn advise<T>(memory: &mut [std::mem::MaybeUninit<T>]) {
+fn advise<T>(range: std::ops::Range<*mut T>) {
     const HUGE_PAGE: usize = 2 << 20;
-    let range = memory.as_mut_ptr_range();
     let start = (range.start as usize).next_multiple_of(HUGE_PAGE);
     let end = range.end as usize / HUGE_PAGE * HUGE_PAGE;
     if start >= end {
         return;
     }
     let skipped = start - range.start as usize;
-    // SAFETY: the range lies inside `memory`, which is borrowed mutably; MADV_HUGEPAGE changes how
-    // the range is backed and never what it holds.
+    // SAFETY: MADV_HUGEPAGE changes how a range is backed and never what it holds; an address that is
+    // not mapped gives an error, which is ignored.
     unsafe {
         let address = range.start.cast::<u8>().add(skipped);
         libc::madvise(address.cast(), end - start, libc::MADV_HUGEPAGE);
@@ -52,11 +73,22 @@ fn advise<T>(memory: &mut [std::mem::MaybeUninit<T>]) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn advise<T>(_memory: &mut [std::mem::MaybeUninit<T>]) {}
+fn advise<T>(_range: std::ops::Range<*mut T>) {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn zeros_are_zero_and_can_be_written() {
+        for length in [0, 10, 1 << 20, 3 << 20] {
+            let mut zeros = zeros::<u32>(length);
+            assert_eq!(zeros.len(), length);
+            assert!(zeros.iter().all(|value| *value == 0));
+            zeros.fill(7);
+            assert!(zeros.iter().all(|value| *value == 7));
+        }
+    }
 
     #[test]
     fn a_hint_changes_nothing_that_can_be_read() {

@@ -56,8 +56,13 @@ impl Added {
         fields
     }
 
-    /// The columns of these documents.
-    pub(super) fn arrays(&self, rows: &[Numbers], terms: &StringArray) -> Vec<ArrayRef> {
+    /// The columns of these documents, whose quantiles stand one row after the other.
+    pub(super) fn arrays(
+        &self,
+        rows: &[Numbers],
+        quantiles: &[f64],
+        terms: &StringArray,
+    ) -> Vec<ArrayRef> {
         let number = |get: &dyn Fn(&Numbers) -> Option<f64>| -> ArrayRef {
             Arc::new(rows.iter().map(get).collect::<Float64Array>())
         };
@@ -88,7 +93,10 @@ impl Added {
             number(&|row| row.most),
         ];
         for index in 0..self.quantiles.len() {
-            arrays.push(number(&|row| row.quantiles.get(index).copied().flatten()));
+            let column = quantiles.iter().skip(index).step_by(self.quantiles.len());
+            let values = rows.iter().zip(column);
+            let values = values.map(|(row, value)| (row.seen > 0).then_some(*value));
+            arrays.push(Arc::new(values.collect::<Float64Array>()));
         }
         arrays.extend([
             term(|pair| pair.0),

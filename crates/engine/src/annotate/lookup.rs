@@ -1,267 +1,290 @@
-//! The scores of pairs by their ids, for tens of millions of look-ups a second.
+//! The scored table in memory: one row for each left id, as the files hold it, so that nothing is
+//! built but the places where rows begin.
 //!
-//! Pairs of the most frequent terms, which are most of those that a text holds, lie in a dense
-//! square. The others lie in buckets of one cache line, by a hash of both ids. A look-up is asked
-//! first and answered later: in between, its line is on the way from memory. Memory: 19 bytes a pair
-//! and 32 MiB for the square.
+//! Memory: 12 bytes a pair and 8 bytes a term.
 
-use pmill_simd::{prefer_huge_pages, prefetch};
+use std::sync::Mutex;
+
+use pmill_simd::zeros;
 
 use crate::error::EngineError;
-
-/// Terms of the dense square.
-const DENSE: usize = 2048;
-
-/// Pairs of one bucket.
-const SLOTS: usize = 4;
-
-/// Pairs of one bucket on average, times 10: full buckets overflow to the next one.
-const FILL_TENTHS: u64 = 34;
-
-/// Look-ups that are asked before they are answered.
-const QUEUE: usize = 256;
-
-/// No key: two ids of 2^32 − 1, which no vocabulary has.
-const EMPTY: u64 = u64::MAX;
+use crate::rows::ScoredPairs;
 
 /// Score and natural count of one pair, in single precision.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Pair {
+    /// NaN: the pair has no finite score, which is as if the table did not hold it.
     pub(super) score: f32,
     pub(super) count: f32,
 }
 
 /// No such pair.
-const NONE: Pair = Pair {
+pub(super) const NONE: Pair = Pair {
     score: f32::NAN,
     count: 0.0,
 };
 
-/// Filled from the front; the search for a pair ends at a bucket that has room.
-#[derive(Clone)]
-#[repr(align(64))]
-struct Bucket {
-    keys: [u64; SLOTS],
-    pairs: [Pair; SLOTS],
+/// Pairs by left id, then right id.
+#[derive(Debug)]
+pub(super) struct PairTable {
+    /// Where each row begins in the other two; one more than terms.
+    row_starts: Vec<usize>,
+    rights: Vec<u32>,
+    /// Score and count of each.
+    numbers: Vec<[f32; 2]>,
 }
 
-/// Pairs by the ids of their left and right terms.
-pub(super) struct Lookup {
-    dense_terms: usize,
-    dense: Vec<Pair>,
-    buckets: Vec<Bucket>,
+/// The pairs of one left id.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row<'a> {
+    /// Place of the first of them among all pairs.
+    pub(super) start: usize,
+    /// Rising.
+    pub(super) rights: &'a [u32],
+    pub(super) numbers: &'a [[f32; 2]],
 }
 
-/// Look-ups that were asked and not answered yet.
-#[derive(Debug, Default)]
-pub(super) struct Queue {
-    asked: Vec<(u64, usize)>,
+impl Row<'_> {
+    /// The pair at a place of the row; none beyond it.
+    #[inline]
+    pub(super) fn pair(&self, place: usize) -> Pair {
+        match self.numbers.get(place) {
+            Some([score, count]) => Pair {
+                score: *score,
+                count: *count,
+            },
+            None => NONE,
+        }
+    }
 }
 
 /// Bytes of a table of `terms` terms and `pairs` pairs.
 pub(super) fn bytes(terms: usize, pairs: u64) -> u64 {
-    let dense = terms.min(DENSE) as u64;
-    buckets(pairs) * size_of::<Bucket>() as u64 + dense * dense * size_of::<Pair>() as u64
+    let pair = (size_of::<u32>() + size_of::<[f32; 2]>()) as u64;
+    pairs.saturating_mul(pair) + (terms as u64 + 1) * size_of::<usize>() as u64
 }
 
-fn buckets(pairs: u64) -> u64 {
-    pairs.saturating_mul(10) / FILL_TENTHS + 1
+/// Where the pairs of one file go.
+struct Part<'a> {
+    rights: &'a mut [u32],
+    numbers: &'a mut [[f32; 2]],
+    filled: usize,
+    /// Left ids in rising order, each with its number of pairs.
+    rows: Vec<(u32, usize)>,
 }
 
-fn key(left: u32, right: u32) -> u64 {
-    u64::from(left) << 32 | u64::from(right)
+impl PairTable {
+    /// Takes the pairs of files with so many pairs. `read` gives them, file by file by several threads,
+    /// each file's in its order.
+    ///
+    /// # Errors
+    /// Those of `read`; ids that do not rise from pair to pair and from file to file.
+    pub(super) fn load(
+        terms: usize,
+        lengths: &[u64],
+        read: impl FnOnce(
+            &(dyn Fn(usize, &ScoredPairs) -> Result<(), EngineError> + Sync),
+        ) -> Result<(), EngineError>,
+    ) -> Result<Self, EngineError> {
+        let lengths: Vec<usize> = lengths
+            .iter()
+            .map(|pairs| usize::try_from(*pairs).unwrap_or(usize::MAX))
+            .collect();
+        let all = lengths.iter().sum();
+        let (mut rights, mut numbers) = (zeros(all), zeros(all));
+        let mut rest: (&mut [u32], &mut [[f32; 2]]) = (&mut rights, &mut numbers);
+        let mut parts = Vec::with_capacity(lengths.len());
+        for length in lengths {
+            let (rights, more_rights) = rest.0.split_at_mut(length);
+            let (numbers, more_numbers) = rest.1.split_at_mut(length);
+            rest = (more_rights, more_numbers);
+            parts.push(Mutex::new(Part {
+                rights,
+                numbers,
+                filled: 0,
+                rows: Vec::new(),
+            }));
+        }
+        let panicked = || EngineError::Bug("a worker panicked".into());
+        read(&|file, scored| parts[file].lock().map_err(|_| panicked())?.push(scored))?;
+        let mut row_starts = vec![0; terms + 1];
+        let mut last: Option<(u32, u32)> = None;
+        for part in parts {
+            let part = part.into_inner().map_err(|_| panicked())?;
+            if part.filled < part.rights.len() {
+                return Err(EngineError::Bug(
+                    "a file holds fewer pairs than its commit says".into(),
+                ));
+            }
+            if let (Some((left, _)), Some(right)) = (part.rows.first(), part.rights.first())
+                && last.is_some_and(|last| last >= (*left, *right))
+            {
+                return Err(out_of_order());
+            }
+            if let (Some((left, _)), Some(right)) = (part.rows.last(), part.rights.last()) {
+                last = Some((*left, *right));
+            }
+            for (left, number) in part.rows {
+                row_starts[left as usize + 1] += number;
+            }
+        }
+        for term in 0..terms {
+            row_starts[term + 1] += row_starts[term];
+        }
+        Ok(Self {
+            row_starts,
+            rights,
+            numbers,
+        })
+    }
+
+    /// Number of terms.
+    pub(super) fn terms(&self) -> usize {
+        self.row_starts.len() - 1
+    }
+
+    /// The pairs of a left id.
+    #[inline]
+    pub(super) fn row(&self, left: u32) -> Row<'_> {
+        let range = self.row_starts[left as usize]..self.row_starts[left as usize + 1];
+        Row {
+            start: range.start,
+            rights: &self.rights[range.clone()],
+            numbers: &self.numbers[range],
+        }
+    }
 }
 
-impl Lookup {
-    pub(super) fn new(terms: usize, pairs: u64) -> Self {
-        let dense_terms = terms.min(DENSE);
-        let empty = Bucket {
-            keys: [EMPTY; SLOTS],
-            pairs: [NONE; SLOTS],
+fn out_of_order() -> EngineError {
+    EngineError::Bug("the files of `pairs` are not in the order of their ids".into())
+}
+
+impl Part<'_> {
+    /// Appends pairs, whose ids go on rising.
+    fn push(&mut self, scored: &ScoredPairs) -> Result<(), EngineError> {
+        let mut before = match self.rows.last() {
+            Some((left, _)) => Some((*left, self.rights[self.filled - 1])),
+            None => None,
         };
-        let number = usize::try_from(buckets(pairs)).unwrap_or(usize::MAX);
-        let mut buckets = Vec::with_capacity(number);
-        prefer_huge_pages(&mut buckets);
-        buckets.resize(number, empty);
-        Self {
-            dense_terms,
-            dense: vec![NONE; dense_terms * dense_terms],
-            buckets,
-        }
-    }
-
-    /// Where a pair is looked for: in the square, or behind it in the buckets.
-    #[inline]
-    fn place(&self, key: u64) -> usize {
-        let (left, right) = ((key >> 32) as usize, key as u32 as usize);
-        if left < self.dense_terms && right < self.dense_terms {
-            return left * self.dense_terms + right;
-        }
-        // The two halves of a 128-bit product, of which every bit depends on every bit of the key.
-        let product = u128::from(key ^ 0x9e37_79b9_7f4a_7c15) * 0xd6e8_feb8_6659_fd93;
-        let hash = (product >> 64) as u64 ^ product as u64;
-        let bucket = (u128::from(hash) * self.buckets.len() as u128) >> 64;
-        self.dense.len() + bucket as usize
-    }
-
-    /// Takes these pairs, each given once.
-    pub(super) fn push(
-        &mut self,
-        pairs: impl Iterator<Item = (u32, u32, Pair)>,
-    ) -> Result<(), EngineError> {
-        let mut batch = Vec::with_capacity(QUEUE);
-        let mut pairs = pairs.peekable();
-        while pairs.peek().is_some() {
-            batch.clear();
-            for (left, right, pair) in pairs.by_ref().take(QUEUE) {
-                let key = key(left, right);
-                let place = self.place(key);
-                if let Some(bucket) = place.checked_sub(self.dense.len()) {
-                    prefetch(&self.buckets, bucket);
-                }
-                batch.push((key, place, pair));
+        let range = self.filled..self.filled + scored.len();
+        let (Some(rights), Some(numbers)) = (
+            self.rights.get_mut(range.clone()),
+            self.numbers.get_mut(range.clone()),
+        ) else {
+            return Err(EngineError::Bug(
+                "a file holds more pairs than its commit says".into(),
+            ));
+        };
+        for (((left, right, count, score), to), numbers) in scored.rows().zip(rights).zip(numbers) {
+            if before.is_some_and(|before| before >= (left, right)) {
+                return Err(out_of_order());
             }
-            for (key, place, pair) in &batch {
-                match place.checked_sub(self.dense.len()) {
-                    None => self.dense[*place] = *pair,
-                    Some(bucket) => self.put(bucket, *key, *pair)?,
-                }
+            match self.rows.last_mut() {
+                Some((row, number)) if *row == left => *number += 1,
+                _ => self.rows.push((left, 1)),
             }
-        }
-        Ok(())
-    }
-
-    fn put(&mut self, first: usize, key: u64, pair: Pair) -> Result<(), EngineError> {
-        let (before, from) = self.buckets.split_at_mut(first);
-        for bucket in from.iter_mut().chain(before) {
-            if let Some(slot) = bucket.keys.iter().position(|other| *other == EMPTY) {
-                (bucket.keys[slot], bucket.pairs[slot]) = (key, pair);
-                return Ok(());
-            }
-        }
-        Err(EngineError::Bug("a job has more pairs than it says".into()))
-    }
-
-    /// Asks for a pair; `found` gets the answer now or with a later call, in the order of asking:
-    /// left, right, and `None` for a pair that the table does not hold.
-    #[inline]
-    pub(super) fn ask(
-        &self,
-        left: u32,
-        right: u32,
-        queue: &mut Queue,
-        found: impl FnMut(u32, u32, Option<Pair>),
-    ) {
-        let key = key(left, right);
-        let place = self.place(key);
-        match place.checked_sub(self.dense.len()) {
-            None => prefetch(&self.dense, place),
-            Some(bucket) => prefetch(&self.buckets, bucket),
-        }
-        queue.asked.push((key, place));
-        if queue.asked.len() == QUEUE {
-            self.answer(queue, found);
-        }
-    }
-
-    /// Answers what is still asked.
-    pub(super) fn answer(&self, queue: &mut Queue, mut found: impl FnMut(u32, u32, Option<Pair>)) {
-        for (key, place) in queue.asked.drain(..) {
-            let pair = match place.checked_sub(self.dense.len()) {
-                None => Some(self.dense[place]).filter(|pair| !pair.score.is_nan()),
-                Some(bucket) => self.get(bucket, key),
+            before = Some((left, right));
+            *to = right;
+            let score = if score.is_finite() {
+                score as f32
+            } else {
+                f32::NAN
             };
-            found((key >> 32) as u32, key as u32, pair);
+            *numbers = [score, count as f32];
         }
-    }
-
-    #[inline]
-    fn get(&self, first: usize, key: u64) -> Option<Pair> {
-        let (before, from) = self.buckets.split_at(first);
-        for bucket in from.iter().chain(before) {
-            for slot in 0..SLOTS {
-                if bucket.keys[slot] == key {
-                    return Some(bucket.pairs[slot]);
-                }
-            }
-            if bucket.keys[SLOTS - 1] == EMPTY {
-                return None;
-            }
-        }
-        None
+        self.filled = range.end;
+        Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
+pub(super) mod tests {
     use super::*;
 
-    /// Every pair of `terms × terms` around the square's edge, as a map says it and as asked.
-    fn compare(terms: u32, all: &BTreeMap<(u32, u32), Pair>) {
-        let mut lookup = Lookup::new(terms as usize, all.len() as u64);
-        let pairs = all
-            .iter()
-            .map(|((left, right), pair)| (*left, *right, *pair));
-        lookup.push(pairs).unwrap();
-        let (mut queue, mut asked, mut answers) = (Queue::default(), Vec::new(), Vec::new());
-        let near = (0..40).chain(DENSE as u32 - 40..DENSE as u32 + 40);
-        let near: Vec<u32> = near.filter(|id| *id < terms).collect();
-        for left in &near {
-            for right in &near {
-                asked.push((*left, *right));
-                lookup.ask(*left, *right, &mut queue, |left, right, pair| {
-                    answers.push((left, right, pair));
-                });
+    /// A table of these pairs, which rise, in files of `cut` pairs each.
+    pub(crate) fn table(terms: usize, all: &[(u32, u32, Pair)], cut: usize) -> PairTable {
+        let files: Vec<_> = all.chunks(cut).collect();
+        let lengths: Vec<u64> = files.iter().map(|file| file.len() as u64).collect();
+        PairTable::load(terms, &lengths, |push| {
+            for (number, file) in files.iter().enumerate().rev() {
+                for batch in file.chunks(3) {
+                    let rows = batch.iter().map(|(left, right, pair)| {
+                        let (count, score) = (f64::from(pair.count), f64::from(pair.score));
+                        (*left, *right, count, score)
+                    });
+                    push(number, &rows.collect())?;
+                }
             }
+            Ok(())
+        })
+        .unwrap()
+    }
+
+    fn pair(number: u32) -> Pair {
+        Pair {
+            score: number as f32 - 2.0,
+            count: number as f32 + 1.0,
         }
-        lookup.answer(&mut queue, |left, right, pair| {
-            answers.push((left, right, pair));
-        });
-        assert_eq!(answers.len(), asked.len());
-        let mut hits = 0;
-        for ((left, right), answer) in asked.into_iter().zip(answers) {
-            assert_eq!(answer, (left, right, all.get(&(left, right)).copied()));
-            hits += usize::from(answer.2.is_some());
-        }
-        assert_eq!(hits, all.len());
     }
 
     #[test]
-    fn every_pair_is_found_and_no_other() {
-        let mut all = BTreeMap::new();
-        for place in 0..9000_u64 {
-            let number = place.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
-            let near = |x: u64| {
-                let id = x % 120;
-                (if id < 40 { id } else { DENSE as u64 - 80 + id }) as u32
-            };
-            let pair = Pair {
-                score: place as f32 - 2000.0,
-                count: place as f32 + 1.0,
-            };
-            all.insert((near(number), near(number >> 13)), pair);
+    fn rows_hold_their_pairs_wherever_files_are_cut() {
+        let all: Vec<(u32, u32, Pair)> = [(0, 1), (0, 4), (2, 0), (2, 2), (2, 3), (5, 6)]
+            .into_iter()
+            .enumerate()
+            .map(|(number, (left, right))| (left, right, pair(number as u32)))
+            .collect();
+        for cut in 1..=6 {
+            let table = table(7, &all, cut);
+            let mut found = Vec::new();
+            for left in 0..7 {
+                let row = table.row(left);
+                assert_eq!(row.start, found.len());
+                let rights = row.rights.iter().enumerate();
+                found.extend(rights.map(|(place, right)| (left, *right, row.pair(place))));
+                assert!(row.pair(row.rights.len()).score.is_nan());
+            }
+            assert_eq!(found, all);
         }
-        compare(DENSE as u32 + 60, &all);
+        assert!(table(3, &[], 4).row(2).rights.is_empty());
     }
 
     #[test]
-    fn few_terms_and_no_pairs() {
-        compare(3, &BTreeMap::new());
-        let one = Pair {
-            score: -0.5,
-            count: 2.0,
+    fn a_score_that_is_not_finite_is_none() {
+        let infinite = Pair {
+            score: f32::NEG_INFINITY,
+            count: 1.0,
         };
-        compare(3, &BTreeMap::from([((0, 2), one), ((2, 2), one)]));
-        compare(DENSE as u32 + 60, &BTreeMap::new());
+        let table = table(2, &[(0, 1, infinite)], 1);
+        assert!(table.row(0).pair(0).score.is_nan());
     }
 
     #[test]
-    fn more_pairs_than_were_promised_are_an_error() {
-        let mut lookup = Lookup::new(0, 0);
-        let pair = |left| (left, 1, NONE);
-        lookup.push((0..SLOTS as u32).map(pair)).unwrap();
-        assert!(lookup.push([pair(9)].into_iter()).is_err());
+    fn files_that_break_their_promises_are_errors() {
+        let load = |lengths: &[u64], files: &[&[(u32, u32)]]| {
+            let loaded = PairTable::load(9, lengths, |push| {
+                for (number, file) in files.iter().enumerate() {
+                    let rows = file.iter().map(|(left, right)| (*left, *right, 1.0, 1.0));
+                    push(number, &rows.collect())?;
+                }
+                Ok(())
+            });
+            loaded.map_err(|error| error.to_string())
+        };
+        assert!(load(&[2, 1], &[&[(1, 2), (1, 3)], &[(1, 4)]]).is_ok());
+        let order = "are not in the order of their ids";
+        for (lengths, files) in [
+            (&[2_u64, 1][..], &[&[(1, 3), (1, 2)][..], &[(2, 4)]][..]),
+            (&[2], &[&[(1, 3), (1, 3)]]),
+            (&[2], &[&[(3, 4), (1, 5)]]),
+            (&[1, 1], &[&[(3, 4)], &[(3, 4)]]),
+            (&[1, 0, 1], &[&[(3, 4)], &[], &[(2, 8)]]),
+        ] {
+            assert!(load(lengths, files).unwrap_err().contains(order));
+        }
+        let fewer = load(&[3], &[&[(1, 2), (1, 3)]]).unwrap_err();
+        assert!(fewer.contains("fewer pairs than its commit says"));
+        let more = load(&[1], &[&[(1, 2), (1, 3)]]).unwrap_err();
+        assert!(more.contains("more pairs than its commit says"));
     }
 }

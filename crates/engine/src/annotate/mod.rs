@@ -1,12 +1,15 @@
 //! A corpus and a scored table make the same rows with numbers for each document.
 //!
 //! Each input file gives one shard with its rows in their order, so that shards line up with inputs
-//! and with other annotations of them. Memory: the table as a `lookup`, a few batches a thread.
+//! and with other annotations of them. Memory: the table (module `lookup`), which three quarters of the
+//! limit must hold; the last quarter is shared by the threads, for rows and the pairs of `block`.
 
+mod block;
 mod columns;
 mod document;
 mod lookup;
 pub(crate) mod output;
+mod read;
 pub(crate) mod shard;
 
 use std::path::PathBuf;
@@ -21,9 +24,9 @@ pub use self::output::{AnnotatePlan, Annotated, MANIFEST, Shard};
 
 use self::columns::Added;
 use self::document::Tables;
-use self::lookup::{Lookup, Pair};
+use self::lookup::PairTable;
 pub(crate) use self::output::{Begun, Staged};
-use self::shard::{Annotator, Reader};
+use self::shard::{Annotator, Reader, Room};
 use crate::error::EngineError;
 use crate::expression::RowSpec;
 use crate::input::{self, InputFile};
@@ -294,6 +297,7 @@ impl Annotation {
             added: &shared.added,
             keep: self.job.keep.as_deref(),
             threads,
+            room: Room::new(self.job.memory_limit.0, self.job.threads),
             ready: &shared.ready,
             progress,
             stop,
@@ -402,24 +406,9 @@ fn tables(
             ),
         });
     }
-    let lookup = Mutex::new(Lookup::new(table.size(), table.facts.pairs));
-    table.each_score(scored, progress, stop, |pairs| {
-        let kept = pairs.rows().filter(|(.., score)| score.is_finite());
-        let kept = kept.map(|(left, right, count, score)| {
-            let pair = Pair {
-                score: score as f32,
-                count: count as f32,
-            };
-            (left, right, pair)
-        });
-        lookup
-            .lock()
-            .map_err(|_| EngineError::Bug("a worker panicked".into()))?
-            .push(kept)
+    let pairs = PairTable::load(table.size(), &table.file_pairs(), |push| {
+        table.each_score(scored, progress, stop, push)
     })?;
-    let lookup = lookup
-        .into_inner()
-        .map_err(|_| EngineError::Bug("a worker panicked".into()))?;
     let total: u64 = table.counts.iter().sum();
     let share = |count: u64, total: u64, more: f64, size: f64| {
         ((count as f64 + more) / (total as f64 + more * size)).ln()
@@ -439,7 +428,7 @@ fn tables(
             .collect()
     });
     Ok(Tables {
-        lookup,
+        pairs,
         context: table.counted.given.context.clone(),
         // A term that never came has no tokens to be asked of; -inf never shows.
         priors: table

@@ -1,5 +1,5 @@
-//! One input file becomes one shard: batches are read in order, annotated side by side, and written
-//! in order.
+//! One input file becomes one shard: batches are read in order, annotated many at a time and side by
+//! side, and written in order.
 
 use std::fs::File;
 use std::path::Path;
@@ -10,18 +10,16 @@ use arrow::datatypes::{Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use datafusion::prelude::SessionContext;
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
-};
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use parquet::schema::types::ColumnPath;
 use pmill_text::{FeatureExtractor, IdEncoder, Vocabulary};
 
 use super::columns::Added;
-use super::document::{Numbers, Scratch, Tables};
+use super::document::{Tables, Work};
 use super::output::Shard;
+use super::read::{Batch, Batches};
 use crate::column::{RowFault, RowReceiver};
 use crate::error::{EngineError, FileFault};
 use crate::expression::{RowPlan, RowSpec};
@@ -29,9 +27,6 @@ use crate::input::InputFile;
 use crate::progress::{Progress, StopFlag};
 use crate::scan::catch;
 use crate::workers;
-
-/// Bytes of a batch, about.
-const BATCH_BYTES: u64 = 8 << 20;
 
 /// What all shards share.
 pub(crate) struct Annotator<'a> {
@@ -45,17 +40,40 @@ pub(crate) struct Annotator<'a> {
     pub(super) keep: Option<&'a [String]>,
     /// Threads of one file.
     pub(super) threads: usize,
+    /// What each of them may hold.
+    pub(super) room: Room,
     /// Encoders that nobody uses just now; each knows the words that it has met.
     pub(super) ready: &'a Mutex<Vec<Reader>>,
     pub(super) progress: &'a dyn Progress,
     pub(super) stop: &'a StopFlag,
 }
 
+/// What one thread may hold: the more pairs are looked up together, the better a row of the table is
+/// used once it is in the cache.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// Bytes of rows.
+    bytes: u64,
+    /// Pairs, each with its share of what stands beside it about 16 bytes.
+    pairs: usize,
+}
+
+impl Room {
+    /// For each of `threads` threads, which share a quarter of the limit.
+    pub(super) fn new(limit: u64, threads: usize) -> Self {
+        let bytes = limit / 4 / threads.max(1) as u64;
+        Self {
+            bytes: (bytes / 4).clamp(1 << 20, 64 << 20),
+            pairs: (bytes / 2 / 16).clamp(1 << 16, 1 << 23) as usize,
+        }
+    }
+}
+
 pub(super) struct Reader {
     encoder: IdEncoder,
     ids: Vec<u32>,
     ends: Vec<usize>,
-    scratch: Scratch,
+    work: Work,
 }
 
 impl RowReceiver for Reader {
@@ -83,6 +101,21 @@ struct Source {
     /// Columns of the input that the shard keeps.
     kept: Vec<usize>,
     schema: SchemaRef,
+}
+
+impl Source {
+    /// Columns that are read when not all are, in the file's order.
+    fn columns(&self) -> Vec<usize> {
+        let mut columns: Vec<usize> = self
+            .kept
+            .iter()
+            .chain(&self.plan.columns)
+            .copied()
+            .collect();
+        columns.sort_unstable();
+        columns.dedup();
+        columns
+    }
 }
 
 impl Annotator<'_> {
@@ -135,63 +168,30 @@ impl Annotator<'_> {
         let properties = properties.build();
         let mut writer =
             ArrowWriter::try_new(&out, source.schema.clone(), Some(properties)).map_err(written)?;
+        let columns = self.keep.map(|_| source.columns());
+        let mut batches = Batches::new(source.file.clone(), &file, &metadata, columns);
         let mut rows = 0;
-        let groups = metadata.metadata().row_groups().to_vec();
-        for (row_group, group) in groups.iter().enumerate() {
-            let fault = |reason: String| bad(FileFault::RowGroup { row_group, reason });
-            let bytes = u64::try_from(group.total_byte_size()).unwrap_or(0);
-            let expected = u64::try_from(group.num_rows()).unwrap_or(0);
-            let batch_rows = (BATCH_BYTES / (bytes / expected.max(1)).max(1)).clamp(16, 8192);
-            let handle = file.try_clone().map_err(|error| fault(error.to_string()))?;
-            let mut reader = catch(|| {
-                let mut builder =
-                    ParquetRecordBatchReaderBuilder::new_with_metadata(handle, metadata.clone());
-                if self.keep.is_some() {
-                    let roots = source.kept.iter().chain(&source.plan.columns).copied();
-                    let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
-                    builder = builder.with_projection(mask);
-                }
-                builder
-                    .with_row_groups(vec![row_group])
-                    .with_batch_size(batch_rows as usize)
-                    .build()
-                    .map_err(|error| error.to_string())
-            })
-            .and_then(|reader| reader)
-            .map_err(fault)?;
-            let mut seen = 0;
-            loop {
-                if self.stop.is_set() {
-                    return Err(EngineError::Interrupted);
-                }
-                let mut batches = Vec::new();
-                while batches.len() < self.threads {
-                    let next =
-                        catch(|| reader.next().transpose().map_err(|error| error.to_string()));
-                    match next.and_then(|batch| batch).map_err(fault)? {
-                        Some(batch) => batches.push(batch),
-                        None => break,
-                    }
-                }
-                if batches.is_empty() {
+        loop {
+            if self.stop.is_set() {
+                return Err(EngineError::Interrupted);
+            }
+            let mut blocks = Vec::new();
+            while blocks.len() < self.threads {
+                let block = batches.some(self.room.bytes)?;
+                if block.is_empty() {
                     break;
                 }
-                seen += batches
-                    .iter()
-                    .map(|batch| batch.num_rows() as u64)
-                    .sum::<u64>();
-                for batch in self.side_by_side(&source, row_group, &batches)? {
-                    writer.write(&batch).map_err(written)?;
-                    rows += batch.num_rows() as u64;
-                    let share = group.compressed_size() as u64 * batch.num_rows() as u64;
-                    self.progress
-                        .advance(share / expected.max(1), batch.num_rows() as u64);
-                }
+                blocks.push(block);
             }
-            if seen != expected {
-                return Err(fault(format!(
-                    "it holds {seen} rows where the footer promises {expected}"
-                )));
+            if blocks.is_empty() {
+                break;
+            }
+            let done = self.side_by_side(&source, &blocks)?;
+            for (batch, done) in blocks.iter().flatten().zip(done.iter().flatten()) {
+                writer.write(done).map_err(written)?;
+                let number = done.num_rows() as u64;
+                rows += number;
+                self.progress.advance(batch.compressed, number);
             }
         }
         writer.close().map_err(written)?;
@@ -282,48 +282,68 @@ impl Annotator<'_> {
         })
     }
 
+    /// Annotates blocks of batches, each by one thread.
     fn side_by_side(
         &self,
         source: &Source,
-        row_group: usize,
-        batches: &[RecordBatch],
-    ) -> Result<Vec<RecordBatch>, EngineError> {
-        if let [batch] = batches {
-            return Ok(vec![self.batch(source, row_group, batch)?]);
+        blocks: &[Vec<Batch>],
+    ) -> Result<Vec<Vec<RecordBatch>>, EngineError> {
+        if let [block] = blocks {
+            return Ok(vec![self.block(source, block)?]);
         }
-        workers::run(batches.len(), self.stop, |number| {
-            self.batch(source, row_group, &batches[number])
+        workers::run(blocks.len(), self.stop, |number| {
+            self.block(source, &blocks[number])
         })
     }
 
-    fn batch(
-        &self,
-        source: &Source,
-        row_group: usize,
-        batch: &RecordBatch,
-    ) -> Result<RecordBatch, EngineError> {
+    /// Annotates batches, whose pairs are looked up together.
+    fn block(&self, source: &Source, batches: &[Batch]) -> Result<Vec<RecordBatch>, EngineError> {
+        let ready = self.ready.lock().ok().and_then(|mut ready| ready.pop());
+        let mut reader = ready.unwrap_or_else(|| Reader {
+            encoder: IdEncoder::new(self.extractor, self.vocabulary),
+            ids: Vec::new(),
+            ends: Vec::new(),
+            work: Work::new(self.room.pairs),
+        });
+        for batch in batches {
+            self.read(source, batch, &mut reader)?;
+            let mut start = 0;
+            for end in &reader.ends {
+                reader.work.push(self.tables, &reader.ids[start..*end]);
+                start = *end;
+            }
+        }
+        let documents = reader.work.finish(self.tables);
+        if let Ok(mut ready) = self.ready.lock() {
+            ready.push(reader);
+        }
+        let (mut rows, mut quantiles) = (&documents.rows[..], &documents.quantiles[..]);
+        let each = self.added.quantiles.len();
+        batches
+            .iter()
+            .map(|batch| {
+                let (these, more) = rows.split_at(batch.rows.num_rows());
+                let (their_quantiles, more_quantiles) = quantiles.split_at(these.len() * each);
+                (rows, quantiles) = (more, more_quantiles);
+                let kept = self.places(source, &source.kept);
+                let mut columns = batch.rows.project(&kept).map_err(bug)?.columns().to_vec();
+                columns.extend(self.added.arrays(these, their_quantiles, self.terms));
+                RecordBatch::try_new(source.schema.clone(), columns).map_err(bug)
+            })
+            .collect()
+    }
+
+    /// Turns the text of a batch into ids, with the end of each row.
+    fn read(&self, source: &Source, batch: &Batch, reader: &mut Reader) -> Result<(), EngineError> {
         let fault = |reason: String| EngineError::BadFile {
             file: source.file.clone(),
-            fault: FileFault::RowGroup { row_group, reason },
+            fault: FileFault::RowGroup {
+                row_group: batch.row_group,
+                reason,
+            },
         };
-        let bug = |error: arrow::error::ArrowError| EngineError::Bug(error.to_string());
-        // The batch holds the projected columns in the file's order.
-        let place = |index: usize| match self.keep {
-            None => index,
-            Some(_) => {
-                let mut read: Vec<usize> = source
-                    .kept
-                    .iter()
-                    .chain(&source.plan.columns)
-                    .copied()
-                    .collect();
-                read.sort_unstable();
-                read.dedup();
-                read.partition_point(|other| *other < index)
-            }
-        };
-        let places = |columns: &[usize]| columns.iter().map(|c| place(*c)).collect::<Vec<_>>();
-        let text = batch.project(&places(&source.plan.columns)).map_err(bug)?;
+        let places = self.places(source, &source.plan.columns);
+        let text = batch.rows.project(&places).map_err(bug)?;
         let text = catch(|| {
             source
                 .plan
@@ -333,47 +353,36 @@ impl Annotator<'_> {
         })
         .and_then(|text| text)
         .map_err(fault)?;
-        let ready = self.ready.lock().ok().and_then(|mut ready| ready.pop());
-        let mut reader = ready.unwrap_or_else(|| Reader {
-            encoder: IdEncoder::new(self.extractor, self.vocabulary),
-            ids: Vec::new(),
-            ends: Vec::new(),
-            scratch: Scratch::default(),
-        });
         reader.ids.clear();
         reader.ends.clear();
         source
             .plan
             .column
-            .rows(&text, &mut reader)
+            .rows(&text, reader)
             .map_err(|found| match found {
                 RowFault::NotUtf8(row) => fault(format!("row {row} of a batch is not UTF-8")),
                 RowFault::Type(found) => fault(format!("it decodes to type {found}")),
                 RowFault::Receiver(error) => error,
             })?;
-        if reader.ends.len() != batch.num_rows() {
+        if reader.ends.len() != batch.rows.num_rows() {
             return Err(EngineError::Bug("a row was lost while it was read".into()));
         }
-        let mut start = 0;
-        let mut numbers: Vec<Numbers> = Vec::with_capacity(batch.num_rows());
-        for end in &reader.ends {
-            numbers.push(
-                self.tables
-                    .numbers(&reader.ids[start..*end], &mut reader.scratch),
-            );
-            start = *end;
-        }
-        let mut columns = batch
-            .project(&places(&source.kept))
-            .map_err(bug)?
-            .columns()
-            .to_vec();
-        columns.extend(self.added.arrays(&numbers, self.terms));
-        if let Ok(mut ready) = self.ready.lock() {
-            ready.push(reader);
-        }
-        RecordBatch::try_new(source.schema.clone(), columns).map_err(bug)
+        Ok(())
     }
+
+    /// Where these columns of the file stand in a batch, which holds those that are read.
+    fn places(&self, source: &Source, columns: &[usize]) -> Vec<usize> {
+        if self.keep.is_none() {
+            return columns.to_vec();
+        }
+        let read = source.columns();
+        let place = |index: &usize| read.partition_point(|other| other < index);
+        columns.iter().map(place).collect()
+    }
+}
+
+fn bug(error: arrow::error::ArrowError) -> EngineError {
+    EngineError::Bug(error.to_string())
 }
 
 pub(crate) fn digest(path: &Path) -> Result<(u64, String), EngineError> {
