@@ -27,7 +27,7 @@ QUERIES = {
     " WHERE a.count < b.count + 100 ORDER BY p.count DESC, l, r LIMIT 40",
     "left join": "SELECT v.id, count(p.count) AS n FROM j.vocab v LEFT JOIN j.pairs p ON p.left_id = v.id AND p.count > 30 GROUP BY v.id ORDER BY n, v.id LIMIT 60",
     "full join": "SELECT a.id, b.left_id, b.count FROM j.vocab a FULL JOIN (SELECT * FROM j.pairs WHERE count > 60) b ON a.id = b.left_id + 4990 ORDER BY 1, 2, 3",
-    "anti": "SELECT count(*) AS n FROM j.vocab v WHERE NOT EXISTS (SELECT 1 FROM j.pairs p WHERE p.right_id = v.id)",
+    "anti": "SELECT count(*) AS n FROM j.vocab v WHERE NOT EXISTS (SELECT 1 FROM j.pairs p WHERE p.right_id = v.id AND p.count > 3)",
     "in": "SELECT sum(count) AS n FROM j.pairs WHERE left_id IN (SELECT id FROM j.vocab WHERE token < 'c')",
     "window": "SELECT * FROM (SELECT left_id, right_id, count, row_number() OVER (PARTITION BY left_id ORDER BY count DESC, right_id) AS place FROM j.pairs WHERE count > 1) t"
     " WHERE place <= 2 ORDER BY left_id, place LIMIT 400",

@@ -84,6 +84,9 @@ def test_a_cluster_without_a_shared_file_system_counts_into_s3(store, corpus, lo
         for table in ("vocab", "pairs", "outside", "pmi"):
             assert parquet(store, table) == local.content(table), table
         assert sound(store)["facts"] == local.facts()
+        query = "SELECT left_id % 10 AS g, sum(count) AS n, count(*) AS pairs FROM j.pairs WHERE count > 1 GROUP BY g ORDER BY g"
+        assert run("sql", "--cluster-bytes", 1, query) == pmill.run("sql", "--warehouse", local.warehouse, "--json", query).json
+        assert "unit=query-0-" in running.executors[1].log.read_text()
         assert not any("/.pmill/" in key for key in store.keys()), store.keys("wh/.pmill")
         assert run("count", *counted, f"{store.uri}/corpus/")["status"] == "unchanged"
         taken = run("retract", "--name", "j", *CUT, "--input", f"{store.uri}/corpus/{corpus[0].name}")

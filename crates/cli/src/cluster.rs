@@ -20,7 +20,9 @@ use pmill_engine::job::distributed::{
 use pmill_engine::job::{CountJob, Recount, RetractJob, RetractSummary};
 use pmill_engine::memory::ByteSize;
 use pmill_engine::merge_tables::{MergeJob, MergeSummary};
-use pmill_engine::progress::{Quiet, StopFlag};
+#[cfg(feature = "serve")]
+use pmill_engine::progress::Quiet;
+use pmill_engine::progress::StopFlag;
 use pmill_engine::score::{ScoreSettings, ScoreSummary};
 use pmill_engine::session::Session;
 use pmill_engine::store::{JobName, Warehouse};
