@@ -41,7 +41,7 @@ def main():
     parser.add_argument("--terms", type=int, default=20_000)
     parser.add_argument("--rank", type=int, default=100)
     parser.add_argument("--oversampling", type=int, default=20)
-    parser.add_argument("--power-iterations", type=int, default=7)
+    parser.add_argument("--power-iterations", type=int, default=22)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
