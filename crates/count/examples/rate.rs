@@ -2,9 +2,12 @@
 //!
 //! ```text
 //! cargo run --release -p pmill-count --example rate -- --tokens 100000000 --vocabulary 50000 \
-//!     --window 10 --style documents --threads 1 [--weight harmonic] [--context window] [--blocks 1] [--repeat 1] [--probe] \
-//!     [--exact-terms 20000 --buckets 1048576 --hashes 5]
+//!     --window 10 --style documents --threads 1 [--weight harmonic] [--context window] [--blocks 1] [--repeat 1] [--probe]
+//!     [--pool queue|rayon|partitions] [--exact-terms 20000 --buckets 1048576 --hashes 5]
 //! ```
+//!
+//! `--pool` says how ranges of left ids come to threads: `queue` is how `pmill count` does it, each thread takes the next
+//! one; `rayon` steals; `partitions` gives each thread its ranges beforehand, as an engine's partitions do.
 //!
 //! The corpus: Zipf-Mandelbrot words, (rank + 2.7)^-1.07 over 400,000 types; 500 topics of 400
 //! words, from which 35 % of a row's tokens come; `documents` have log-normal lengths of 50 to
@@ -13,12 +16,15 @@
 
 #![allow(clippy::print_stdout, reason = "an example prints its result")]
 
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use pmill_count::{
-    Accumulator, Context, CountSettings, OUT_OF_VOCABULARY, PairTally, Side, Tail, TailSettings,
-    TokenBlock, Weight, Window, weight_unit,
+    Accumulator, Context, CountSettings, OUT_OF_VOCABULARY, PairTally, PreparedBlock, Side, Tail,
+    TailSettings, TokenBlock, Weight, Window, weight_unit,
 };
+use rayon::prelude::*;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -33,9 +39,18 @@ struct Arguments {
     weight: Weight,
     probe: bool,
     repeat: usize,
+    pool: Pool,
     exact_terms: Option<u32>,
     buckets: u32,
     hashes: u8,
+}
+
+/// How ranges come to threads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pool {
+    Queue,
+    Rayon,
+    Partitions,
 }
 
 fn arguments() -> Outcome<Arguments> {
@@ -50,6 +65,7 @@ fn arguments() -> Outcome<Arguments> {
         weight: Weight::Harmonic,
         probe: false,
         repeat: 1,
+        pool: Pool::Queue,
         exact_terms: None,
         buckets: TailSettings::default_buckets(),
         hashes: TailSettings::default_hashes(),
@@ -73,6 +89,14 @@ fn arguments() -> Outcome<Arguments> {
             "--buckets" => parsed.buckets = value.parse()?,
             "--hashes" => parsed.hashes = value.parse()?,
             "--context" => parsed.context = value,
+            "--pool" => {
+                parsed.pool = match value.as_str() {
+                    "queue" => Pool::Queue,
+                    "rayon" => Pool::Rayon,
+                    "partitions" => Pool::Partitions,
+                    _ => return Err(format!("unknown pool {value}").into()),
+                };
+            }
             "--weight" => parsed.weight = serde_json::from_str(&format!("\"{value}\""))?,
             _ => return Err(format!("unknown flag {flag}").into()),
         }
@@ -190,39 +214,10 @@ fn measure(
         figures.prepare += cpu_seconds() - cpu;
         let cpu = cpu_seconds();
         let ranges = prepared.plan_ranges(arguments.threads * 16);
-        let next = std::sync::atomic::AtomicUsize::new(0);
-        let tallies: Vec<Outcome<(PairTally, usize)>> = std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..arguments.threads)
-                .map(|_| {
-                    scope.spawn(|| {
-                        let mut accumulator = Accumulator::new(arguments.vocabulary);
-                        let mut tally = PairTally::default();
-                        loop {
-                            let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                            let Some(range) = ranges.get(index) else {
-                                break Ok((tally, accumulator.held_bytes()));
-                            };
-                            let range = range.clone();
-                            let Some(tail) = tail else {
-                                prepared.count_rows(range, &mut accumulator, &mut tally)?;
-                                continue;
-                            };
-                            let mut split = tail.split(&mut tally);
-                            prepared.count_rows(range, &mut accumulator, &mut split)?;
-                            split.finish()?;
-                        }
-                    })
-                })
-                .collect();
-            workers
-                .into_iter()
-                .map(|worker| {
-                    worker
-                        .join()
-                        .unwrap_or_else(|_| Err("a thread panicked".into()))
-                })
-                .collect()
-        });
+        let tallies = match arguments.pool {
+            Pool::Rayon => stolen(&prepared, arguments, &ranges, tail)?,
+            pool => threaded(&prepared, arguments, &ranges, pool, tail),
+        };
         for tally in tallies {
             let (tally, bytes) = tally?;
             figures.total.rows += tally.rows;
@@ -236,6 +231,81 @@ fn measure(
         spare = Some(prepared.recycle());
     }
     Ok(figures)
+}
+
+/// The rows of a range; with a sketch, what is not exact goes there.
+fn count_range(
+    prepared: &PreparedBlock,
+    range: &Range<u32>,
+    accumulator: &mut Accumulator,
+    tally: &mut PairTally,
+    tail: Option<&Tail>,
+) -> Outcome<()> {
+    let Some(tail) = tail else {
+        return Ok(prepared.count_rows(range.clone(), accumulator, tally)?);
+    };
+    let mut split = tail.split(tally);
+    prepared.count_rows(range.clone(), accumulator, &mut split)?;
+    Ok(split.finish()?)
+}
+
+/// Threads of our own: they take range after range, or have theirs from the beginning.
+fn threaded(
+    prepared: &PreparedBlock,
+    arguments: &Arguments,
+    ranges: &[Range<u32>],
+    pool: Pool,
+    tail: Option<&Tail>,
+) -> Vec<Outcome<(PairTally, usize)>> {
+    let next = AtomicUsize::new(0);
+    let count = |thread: usize| {
+        let mut accumulator = Accumulator::new(arguments.vocabulary);
+        let mut tally = PairTally::default();
+        let mut mine = (thread..).step_by(arguments.threads);
+        loop {
+            let index = match pool {
+                Pool::Partitions => mine.next().unwrap_or(usize::MAX),
+                _ => next.fetch_add(1, Ordering::Relaxed),
+            };
+            let Some(range) = ranges.get(index) else {
+                return Ok((tally, accumulator.held_bytes()));
+            };
+            count_range(prepared, range, &mut accumulator, &mut tally, tail)?;
+        }
+    };
+    std::thread::scope(|scope| {
+        let count = &count;
+        let workers: Vec<_> = (0..arguments.threads)
+            .map(|thread| scope.spawn(move || count(thread)))
+            .collect();
+        let home = workers.into_iter().map(|worker| {
+            let result = worker.join();
+            result.unwrap_or_else(|_| Err("a thread panicked".into()))
+        });
+        home.collect()
+    })
+}
+
+/// Rayon's threads: a piece of work that is stolen brings an accumulator of its own.
+fn stolen(
+    prepared: &PreparedBlock,
+    arguments: &Arguments,
+    ranges: &[Range<u32>],
+    tail: Option<&Tail>,
+) -> Outcome<Vec<Outcome<(PairTally, usize)>>> {
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(arguments.threads);
+    let pool = threads.build()?;
+    let count = |accumulator: &mut Accumulator, range: &Range<u32>| {
+        let mut tally = PairTally::default();
+        count_range(prepared, range, accumulator, &mut tally, tail)?;
+        Ok((tally, accumulator.held_bytes()))
+    };
+    Ok(pool.install(|| {
+        let ranges = ranges.par_iter();
+        ranges
+            .map_init(|| Accumulator::new(arguments.vocabulary), count)
+            .collect()
+    }))
 }
 
 fn report(arguments: &Arguments, events: u64, figures: &Figures) {

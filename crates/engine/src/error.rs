@@ -215,13 +215,7 @@ impl EngineError {
                 pmill_count::ErrorKind::Bug => Kind::Bug,
             },
             Self::Store(error) => error.kind(),
-            Self::Io { source, .. } => match source.kind() {
-                std::io::ErrorKind::StorageFull
-                | std::io::ErrorKind::PermissionDenied
-                | std::io::ErrorKind::ReadOnlyFilesystem
-                | std::io::ErrorKind::NotFound => Kind::User,
-                _ => Kind::Bug,
-            },
+            Self::Io { path, source, .. } => pmill_store::work_kind(path, source),
             Self::Interrupted | Self::Away(_) | Self::NotNow(_) => Kind::NotNow,
             Self::Bug(_) => Kind::Bug,
         }

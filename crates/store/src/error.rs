@@ -162,11 +162,27 @@ impl StoreError {
             Self::Property { .. } | Self::TableFile { .. } | Self::PairRange { .. } => Kind::User,
             Self::Locked { .. } | Self::Conflict { .. } => Kind::NotNow,
             Self::Delta { source, .. } => delta_kind(source),
-            Self::Io { source, .. } => io_kind(source),
+            Self::Io { path, source, .. } => work_kind(path, source),
             Self::Object { source, .. } => object_kind(source),
             Self::Parquet { .. } => Kind::Bug,
         }
     }
+}
+
+/// Whether a path lies in a folder that pmill made for work in progress (`.pmill`, `.OUT.pmill-units`).
+fn is_work(path: &str) -> bool {
+    path.split('/')
+        .any(|part| part.starts_with('.') && part.contains("pmill"))
+}
+
+/// What an I/O error on `path` means. A file of work in progress is named by pmill and by nobody
+/// else: when it is not there, the file system is away, or another run has taken the work over.
+#[must_use]
+pub fn work_kind(path: &str, error: &std::io::Error) -> Kind {
+    if error.kind() == std::io::ErrorKind::NotFound && is_work(path) {
+        return Kind::NotNow;
+    }
+    io_kind(error)
 }
 
 /// Disk full, no permission, read-only: the user's. The rest of I/O may pass.
@@ -234,5 +250,24 @@ fn delta_kind(error: &DeltaTableError) -> Kind {
                 Kind::Bug
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_work_file_that_is_gone_is_not_the_users_fault() {
+        let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        for path in [
+            "/wh/.pmill/j.units/plan-1/data/0001-fold-3.terms",
+            "out/.merged.pmill-units/done/average-00001.json",
+        ] {
+            assert_eq!(work_kind(path, &gone()), Kind::NotNow, "{path}");
+        }
+        assert_eq!(work_kind("/home/me/pmill/ids.txt", &gone()), Kind::User);
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        assert_eq!(work_kind("/wh/.pmill/j/run", &full), Kind::User);
     }
 }

@@ -41,7 +41,7 @@ mod warehouse;
 mod writer;
 
 pub use delta::{DataFile, TableState};
-pub use error::{Kind, StoreError, store_is_away};
+pub use error::{Kind, StoreError, store_is_away, work_kind};
 pub use job::{CompactCommit, Job, JobCommit, JobName, JobVersion, PmiCommit};
 pub use pairs::PairsWriter;
 pub use sweep::Swept;
