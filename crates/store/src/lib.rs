@@ -7,17 +7,18 @@
 //!     pairs/             Delta table: left_id, right_id, count, sorted by both
 //!     sources/           Delta table: what was counted, skipped and taken out
 //!     outside/           Delta table: terms outside the vocabulary, with their counts
+//!     tail/              Delta table: the sketch of the pairs that are not in `pairs`, if the job has one
 //!     pmi/               Delta table: scores, written by `pmill score`
 //!   .pmill/captions/     work in progress: lock, plan, runs, manifests
 //! ```
 //!
 //! # The commit protocol
 //!
-//! A batch changes four tables, and a reader must see all of it or nothing. Delta commits are
-//! atomic for one table only, so the tables are committed in this order: `vocab`, `outside`,
+//! A batch changes several tables, and a reader must see all of it or nothing. Delta commits are
+//! atomic for one table only, so the tables are committed in this order: `vocab`, `outside`, `tail`,
 //! `sources`, and last `pairs`, whose table properties carry the versions of the others. A reader opens
 //! `pairs` first and then just the versions that it names ([`Job::open`]). A process that dies in
-//! between leaves versions of `vocab`, `outside` or `sources` that no `pairs` version names: nobody reads
+//! between leaves versions of `vocab`, `outside`, `tail` or `sources` that no `pairs` version names: nobody reads
 //! them, and the next commit replaces them.
 //!
 //! Delta has no unsigned types: ids are stored as `integer` (vocabularies hold fewer than 2³¹
