@@ -14,9 +14,11 @@ use crate::scan::catch;
 /// Bytes of a batch, about.
 const BATCH_BYTES: u64 = 8 << 20;
 
-/// Rows of a batch, and of all that are annotated together, at most.
+/// Rows of a batch, at most.
 const BATCH_ROWS: u64 = 8192;
-const TOGETHER_ROWS: u64 = 1 << 18;
+
+/// Bytes of the numbers of one row, about.
+const NUMBERS_BYTES: u64 = 256;
 
 /// Some rows of one row group.
 pub(super) struct Batch {
@@ -59,18 +61,17 @@ impl<'a> Batches<'a> {
         }
     }
 
-    /// The next batches, until they take `bytes` of memory; none at the end.
+    /// The next batches, until they and their numbers take `bytes` of memory; none at the end.
     ///
     /// # Errors
     /// A row group that cannot be read, or has fewer rows than its footer promises.
     pub(super) fn some(&mut self, bytes: u64) -> Result<Vec<Batch>, EngineError> {
-        let (mut batches, mut held, mut rows) = (Vec::new(), 0, 0);
-        while held < bytes && rows < TOGETHER_ROWS {
+        let (mut batches, mut held) = (Vec::new(), 0);
+        while held < bytes {
             let Some(batch) = self.next()? else {
                 break;
             };
-            held += batch.bytes;
-            rows += batch.rows.num_rows() as u64;
+            held += batch.bytes + NUMBERS_BYTES * batch.rows.num_rows() as u64;
             batches.push(batch);
         }
         Ok(batches)
