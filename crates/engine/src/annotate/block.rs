@@ -165,11 +165,10 @@ impl Block {
             .map(|run| run.length as usize)
             .sum();
         let spread = row.rights.len() <= SPREAD * asked;
-        let from = if spread { self.places.spread(row) } else { 0 };
+        let from = spread.then(|| self.places.spread(row));
         let (mut rights, mut slots) = ([0; TOGETHER], [0; TOGETHER]);
-        let mut places = [0; TOGETHER];
         let mut held = 0;
-        for index in runs.clone() {
+        for index in runs {
             if let Some(ahead) = self.sorted.get(index + AHEAD) {
                 prefetch(&self.rights, ahead.first as usize);
                 prefetch(&self.answers, ahead.slot as usize);
@@ -185,26 +184,32 @@ impl Block {
                     held += 1;
                 }
                 done += more;
-                if held < TOGETHER && (done < run.length || index + 1 < runs.end) {
-                    continue;
+                if held == TOGETHER {
+                    self.answer_some(row, from, &rights, &slots);
+                    held = 0;
                 }
-                let (rights, slots) = (&rights[..held], &slots[..held]);
-                let places = &mut places[..held];
-                if spread {
-                    for (place, right) in places.iter_mut().zip(rights) {
-                        *place = self.places.of[*right as usize].wrapping_sub(from);
-                    }
-                } else {
-                    search(row.rights, rights, places);
-                }
-                for place in &*places {
-                    prefetch(row.numbers, *place as usize);
-                }
-                for (place, slot) in places.iter().zip(slots) {
-                    self.answers[*slot as usize] = row.pair(*place as usize);
-                }
-                held = 0;
             }
+        }
+        self.answer_some(row, from, &rights[..held], &slots[..held]);
+    }
+
+    /// Answers slots of one row. `from` is its first place when it is spread, else it is searched.
+    fn answer_some(&mut self, row: Row<'_>, from: Option<u32>, rights: &[u32], slots: &[u32]) {
+        let mut places = [0; TOGETHER];
+        let places = &mut places[..rights.len()];
+        match from {
+            Some(from) => {
+                for (place, right) in places.iter_mut().zip(rights) {
+                    *place = self.places.of[*right as usize].wrapping_sub(from);
+                }
+            }
+            None => search(row.rights, rights, places),
+        }
+        for place in &*places {
+            prefetch(row.numbers, *place as usize);
+        }
+        for (place, slot) in places.iter().zip(slots) {
+            self.answers[*slot as usize] = row.pair(*place as usize);
         }
     }
 }
@@ -309,6 +314,25 @@ mod tests {
                     prop_assert_eq!(block.pair(0..runs, slot), *ids);
                 }
             }
+        }
+    }
+
+    /// What waits for more of its row is answered though none comes.
+    #[test]
+    fn a_last_run_without_right_ids_leaves_no_other_unanswered() {
+        let held = Pair {
+            score: 1.0,
+            count: 2.0,
+        };
+        let table = table(3, &[(0, 1, held)], 1);
+        let mut block = Block::new(1);
+        for right in [1, 2] {
+            block.clear();
+            let first = block.add_rights([right].into_iter());
+            block.ask(0, first, 1);
+            block.ask(0, first, 0);
+            block.answer(&table);
+            assert_eq!(block.answers()[0].score.is_nan(), right == 2);
         }
     }
 
