@@ -58,10 +58,13 @@ pub(super) struct Room {
     pairs: usize,
 }
 
+/// Bytes of a thread beside its room, about: the words that it has met, pages that are read and written.
+const BESIDE_BYTES: u64 = 24 << 20;
+
 impl Room {
     /// For each of `threads` threads, which share a quarter of the limit.
     pub(super) fn new(limit: u64, threads: usize) -> Self {
-        let bytes = limit / 4 / threads.max(1) as u64;
+        let bytes = (limit / 4 / threads.max(1) as u64).saturating_sub(BESIDE_BYTES);
         Self {
             bytes: (bytes / 4).clamp(1 << 20, 64 << 20),
             pairs: (bytes / 2 / 16).clamp(1 << 16, 1 << 23) as usize,
