@@ -412,7 +412,7 @@ pub fn describe(summary: &CountSummary) -> String {
     if let Some(tail) = &summary.sketched {
         let _ = writeln!(
             text,
-            "  sketched: {} {} other pairs; an estimate is at most {} units too high, with a chance of {:.1} %",
+            "  sketched: {} {} other pairs; an estimate is too high by at most {}, with a chance of {:.1} %",
             if tail.distinct_is_upper_bound {
                 "at most about"
             } else {

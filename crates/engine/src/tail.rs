@@ -85,7 +85,7 @@ impl TailFacts {
         )?;
         writeln!(
             out,
-            "    an estimate is never below the count, and at most {} units above it with a chance of {:.2} %",
+            "    an estimate is never below the count, and above it by at most {} with a chance of {:.2} %",
             self.most_over,
             100.0 * self.confidence
         )

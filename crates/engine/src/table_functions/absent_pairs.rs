@@ -14,9 +14,9 @@ use datafusion::arrow::array::{
 use datafusion::arrow::compute::{cast, take};
 use datafusion::arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema, SchemaRef};
 use datafusion::catalog::{Session, TableFunctionArgs, TableFunctionImpl, TableProvider};
-use datafusion::common::{exec_datafusion_err, internal_datafusion_err, internal_err};
+use datafusion::common::{exec_datafusion_err, internal_datafusion_err};
 use datafusion::error::Result;
-use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchReceiverStream;
@@ -31,7 +31,7 @@ use tokio::sync::mpsc::Sender;
 use super::Jobs;
 use super::arguments::Arguments;
 use super::counts::JobCounts;
-use super::planned::external;
+use super::planned::{context_of, external, places};
 use crate::error::EngineError;
 use crate::pairs_table::PairsTable;
 
@@ -89,14 +89,8 @@ impl TableProvider for AbsentTable {
         _filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let Some(state) = state.as_any().downcast_ref::<SessionState>() else {
-            return internal_err!("the session of a table function is of an unknown kind");
-        };
-        let places: Vec<usize> = match projection {
-            Some(places) => places.clone(),
-            None => (0..schema().fields().len()).collect(),
-        };
-        let context = SessionContext::new_with_state(state.clone());
+        let places = places(projection, &schema());
+        let context = context_of(state)?;
         let counts = JobCounts::open(&context, self.jobs.as_ref(), DOC.name, &self.job).await?;
         let terms = Terms::read(&context, &counts).await?;
         let kind = match (counts.symmetric, counts.windows) {

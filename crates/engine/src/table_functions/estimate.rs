@@ -13,10 +13,10 @@ use datafusion::arrow::array::{
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema, SchemaRef};
 use datafusion::catalog::{Session, TableFunctionArgs, TableFunctionImpl, TableProvider};
-use datafusion::common::{internal_err, plan_err};
+use datafusion::common::plan_err;
 use datafusion::error::Result;
 use datafusion::execution::memory_pool::MemoryConsumer;
-use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchReceiverStream;
@@ -30,7 +30,7 @@ use tokio::runtime::Handle;
 use super::Jobs;
 use super::arguments::Arguments;
 use super::counts::JobCounts;
-use super::planned::external;
+use super::planned::{context_of, external, places};
 use crate::error::EngineError;
 use crate::pairs_table::PairsTable;
 use crate::sql;
@@ -106,14 +106,8 @@ impl TableProvider for EstimateTable {
         _filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let Some(state) = state.as_any().downcast_ref::<SessionState>() else {
-            return internal_err!("the session of a table function is of an unknown kind");
-        };
-        let places: Vec<usize> = match projection {
-            Some(places) => places.clone(),
-            None => (0..schema().fields().len()).collect(),
-        };
-        let context = SessionContext::new_with_state(state.clone());
+        let places = places(projection, &schema());
+        let context = context_of(state)?;
         let counts = JobCounts::open(&context, self.jobs.as_ref(), DOC.name, &self.job).await?;
         let schema = Arc::new(schema().project(&places)?);
         let asked = Arc::new(Asked {

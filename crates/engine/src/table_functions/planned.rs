@@ -44,6 +44,22 @@ impl<Q> PlannedTable<Q> {
     }
 }
 
+/// A session of its own with what the query's has.
+pub(super) fn context_of(state: &dyn Session) -> Result<SessionContext> {
+    match state.as_any().downcast_ref::<SessionState>() {
+        Some(state) => Ok(SessionContext::new_with_state(state.clone())),
+        None => internal_err!("the session of a table function is of an unknown kind"),
+    }
+}
+
+/// The columns that are asked for, by their places.
+pub(super) fn places(projection: Option<&Vec<usize>>, schema: &Schema) -> Vec<usize> {
+    match projection {
+        Some(places) => places.clone(),
+        None => (0..schema.fields().len()).collect(),
+    }
+}
+
 #[async_trait]
 impl<Q: Query> TableProvider for PlannedTable<Q> {
     fn schema(&self) -> SchemaRef {
@@ -61,15 +77,10 @@ impl<Q: Query> TableProvider for PlannedTable<Q> {
         _filters: &[Expr],
         _limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let Some(state) = state.as_any().downcast_ref::<SessionState>() else {
-            return internal_err!("the session of a table function is of an unknown kind");
-        };
-        let context = SessionContext::new_with_state(state.clone());
+        let context = context_of(state)?;
         let frame = context.sql(&self.query.sql(&context).await?).await?;
         // Types as declared, whatever the sums and casts of the query made of them.
-        let all: Vec<usize> = (0..self.schema.fields().len()).collect();
-        let kept: Vec<Expr> = projection
-            .unwrap_or(&all)
+        let kept: Vec<Expr> = places(projection, &self.schema)
             .iter()
             .map(|place| {
                 let field = self.schema.field(*place);
