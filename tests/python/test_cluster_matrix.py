@@ -11,9 +11,9 @@ import cluster
 import pmill
 
 JOBS = {
-    "document": ["--vocab-size", "1500"],
-    "window": ["--vocab-size", "1500", "--context", "window", "--window", "4", "--weight", "harmonic"],
-    "right": ["--vocab-size", "1500", "--context", "window", "--window", "3", "--side", "right"],
+    "document": ["--vocab-size", "20000"],
+    "window": ["--vocab-size", "20000", "--context", "window", "--window", "4", "--weight", "harmonic"],
+    "right": ["--vocab-size", "20000", "--context", "window", "--window", "3", "--side", "right"],
 }
 FLAGS = ["--unit-attempts", "5", "--cluster-patience", "60"]
 
@@ -27,11 +27,10 @@ def running(tmp_path_factory):
 @pytest.fixture(scope="module")
 def warehouse(tmp_path_factory):
     folder = tmp_path_factory.mktemp("matrix")
-    pmill.run("sample-corpus", "--output", folder / "corpus", "--rows", 6000, "--files", 3)
+    pmill.run("sample-corpus", "--output", folder / "corpus", "--rows", 40000, "--files", 3)
     for name, flags in JOBS.items():
         pmill.count(folder / "wh", name, sorted((folder / "corpus").glob("*.parquet")), "TEXT", *flags)
-        # Several files of `pairs`, so that there are several units.
-        pmill.run("compact", "--warehouse", folder / "wh", "--name", name, "--target-size", "300KiB")
+        assert len(list((folder / "wh" / name / "pairs").glob("part-*.parquet"))) > 1, "several units"
     return folder / "wh"
 
 

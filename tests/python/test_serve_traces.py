@@ -143,4 +143,4 @@ def test_a_collector_that_is_away_costs_no_query(warehouse):  # noqa: F811
 @pytest.mark.parametrize("url", ["collector:4317", "ftp://collector", "http://"])
 def test_a_url_that_is_none_is_refused(warehouse, url):  # noqa: F811
     result = pmill.run("serve", "--warehouse", warehouse, "--health", "127.0.0.1:0", "--otlp", url, code=2)
-    assert f"--otlp `{url}`" in result.stderr and "http://127.0.0.1:4317" in result.stderr
+    assert f"--otlp `{url}`" in result.err and "http://127.0.0.1:4317" in result.err

@@ -528,6 +528,8 @@ impl Drop for Turn {
         let rows = i64::try_from(self.rows).unwrap_or(i64::MAX);
         self.trace.note("db.response.returned_rows", rows);
         self.trace.note("pmill.outcome", self.outcome);
+        // Who waits for the last query to end sends the last spans then.
+        self.trace.end();
         tracing::info!(
             query = self.id,
             protocol,

@@ -94,7 +94,7 @@ impl Traces {
     }
 }
 
-/// A span that runs. It ends when the last of its copies is dropped.
+/// A span that runs. It ends when it is told to, or when the last of its copies is dropped.
 #[derive(Clone)]
 pub struct Trace(Option<(SdkTracer, Context)>);
 
@@ -113,6 +113,13 @@ impl Trace {
     pub fn note(&self, key: &'static str, value: impl Into<opentelemetry::Value>) {
         if let Some((_, context)) = &self.0 {
             context.span().set_attribute(KeyValue::new(key, value));
+        }
+    }
+
+    /// Ends it, whoever still holds a copy.
+    pub fn end(&self) {
+        if let Some((_, context)) = &self.0 {
+            context.span().end();
         }
     }
 
