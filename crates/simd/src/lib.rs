@@ -2,11 +2,13 @@
 //! hints [`prefer_huge_pages`], [`zeros`] and [`prefetch`].
 //!
 //! In and out are plain slices. Each loop has a safe twin in portable Rust, which runs where
-//! the processor lacks the instructions (AVX-512 with VBMI2) and which the tests compare with
-//! the fast version. Nothing is held between calls.
+//! the processor lacks the instructions (AVX-512 with VBMI2, or AVX2) and which the tests compare
+//! with the fast versions. Nothing is held between calls.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod collect;
@@ -25,7 +27,7 @@ pub use pages::{Zero, prefer_huge_pages, prefetch, zeros};
 pub fn accelerated() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        avx512::available()
+        avx512::available() || avx2::available()
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -39,4 +41,8 @@ mod portable_only {
     impl crate::collect::sealed::Fast for u32 {}
     impl crate::drain::sealed::Fast for u32 {}
     impl crate::drain::sealed::Fast for u64 {}
+    impl crate::collect::sealed::Avx2 for u16 {}
+    impl crate::collect::sealed::Avx2 for u32 {}
+    impl crate::drain::sealed::Avx2 for u32 {}
+    impl crate::drain::sealed::Avx2 for u64 {}
 }
