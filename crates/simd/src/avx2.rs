@@ -12,6 +12,7 @@
 use std::arch::x86_64::*;
 
 use crate::collect::{Lane, MARGIN, PREFETCH_AHEAD, WindowLanes, sealed};
+use crate::distinct::RANKED;
 use crate::drain::{TOUCHED_SHIFT, for_each_touched};
 
 /// Whether the processor has all that the functions here enable.
@@ -559,3 +560,47 @@ macro_rules! drainer {
 
 drainer!(u32, drain8, drain_narrow, drain_narrow_touched);
 drainer!(u64, drain8_wide, drain_wide, drain_wide_touched);
+
+/// Puts each id to the place that is the number of smaller ones; `places` holds `u32::MAX` before.
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+fn rank_eights<const N: usize>(ids: &[u32], places: &mut [u32; RANKED]) {
+    // With the top bit turned, ids compare as signed integers.
+    let turned = _mm256_set1_epi32(i32::MIN);
+    let mut held = [[u32::MAX; LANES]; N];
+    held.as_flattened_mut()[..ids.len()].copy_from_slice(ids);
+    let mut keys = [turned; N];
+    for (key, held) in keys.iter_mut().zip(&held) {
+        *key = _mm256_xor_si256(wide::load(held), turned);
+    }
+    let mut ranks = [_mm256_setzero_si256(); N];
+    for &id in ids {
+        let smaller = _mm256_xor_si256(_mm256_set1_epi32(id as i32), turned);
+        for (rank, &key) in ranks.iter_mut().zip(&keys) {
+            *rank = _mm256_sub_epi32(*rank, _mm256_cmpgt_epi32(key, smaller));
+        }
+    }
+    for (held, &ranks) in held.iter_mut().zip(&ranks) {
+        // SAFETY: the array has as many bytes as the vector.
+        unsafe { _mm256_storeu_si256(held.as_mut_ptr().cast(), ranks) };
+    }
+    for (&rank, &id) in held.as_flattened().iter().zip(ids) {
+        places[rank as usize % RANKED] = id;
+    }
+}
+
+/// [`rank_eights`] for any row of at most [`RANKED`] ids.
+///
+/// # Panics
+/// When there are more, or the processor has not the features.
+pub(crate) fn rank(ids: &[u32], places: &mut [u32; RANKED]) {
+    assert!(available());
+    // SAFETY: the processor has the features, as asserted above.
+    unsafe {
+        match ids.len().div_ceil(LANES) {
+            0 | 1 => rank_eights::<1>(ids, places),
+            2 => rank_eights::<2>(ids, places),
+            3 => rank_eights::<3>(ids, places),
+            _ => rank_eights::<{ RANKED / LANES }>(ids, places),
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! What of pmill needs unsafe code: the vector loops [`collect`], [`followers`] and [`drain`], and the
+//! What of pmill needs unsafe code: the vector loops [`collect`], [`followers`], [`drain`] and [`distinct`], and the
 //! hints [`prefer_huge_pages`], [`zeros`] and [`prefetch`].
 //!
 //! In and out are plain slices. Each loop has a safe twin in portable Rust, which runs where
@@ -12,6 +12,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod collect;
+mod distinct;
 mod drain;
 mod pages;
 
@@ -19,6 +20,7 @@ pub use collect::{
     LARGEST_WINDOW, Lane, MARGIN, WindowLanes, collect, collect_portable, followers,
     followers_portable,
 };
+pub use distinct::{distinct, distinct_portable};
 pub use drain::{Sum, TOUCHED_SHIFT, drain, drain_portable, drain_touched, drain_touched_portable};
 pub use pages::{Zero, prefer_huge_pages, prefetch, zeros};
 
