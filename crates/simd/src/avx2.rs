@@ -441,9 +441,7 @@ fn drain8(sums: &mut [u32; LANES], base: u32, rights: &mut [u32], counts: &mut [
         let lanes = _mm256_loadu_si256(sums.as_ptr().cast());
         let empty = _mm256_castsi256_ps(_mm256_cmpeq_epi32(lanes, zero));
         let full = !(_mm256_movemask_ps(empty) as u8);
-        if full == 0 {
-            return 0;
-        }
+        // No way around when all are zero: at that branch the processor would guess wrong too often.
         _mm256_storeu_si256(sums.as_mut_ptr().cast(), zero);
         // The lanes that are set are the distances from `base`, too.
         let order = order(&SET[usize::from(full)]);
@@ -480,9 +478,6 @@ fn drain8_wide(
             let lanes = _mm256_loadu_si256(sums.as_ptr().cast());
             let empty = _mm256_castsi256_pd(_mm256_cmpeq_epi64(lanes, zero));
             let full = !(_mm256_movemask_pd(empty) as u8) & 15;
-            if full == 0 {
-                continue;
-            }
             _mm256_storeu_si256(sums.as_mut_ptr().cast(), zero);
             let halves = order(&SET_HALVES[usize::from(full)]);
             let packed = _mm256_permutevar8x32_epi32(lanes, halves);
