@@ -51,6 +51,7 @@ mod manifest;
 mod matrix;
 mod merge;
 mod mix;
+mod narrow;
 mod objects;
 mod parts;
 mod plan;
@@ -65,7 +66,7 @@ mod vector;
 mod weights;
 mod worker;
 
-pub use digest::{Digest, SLICE_ELEMENTS};
+pub use digest::{Algorithm, Digest, SLICE_ELEMENTS};
 pub use distance::{DistanceSettings, distance};
 pub use distance_report::{
     DistanceReport, LIKELY_COSINE, TensorDistance, UNLIKELY_COSINE, Verdict,
@@ -84,7 +85,7 @@ pub use mix::{MAX_POINTS, Points, interpolate, mix, plan_interpolate, plan_mix};
 pub use objects::ObjectFolder;
 pub use parts::{assemble, average_slice, part_file};
 pub use plan::{MergePlan, Slice, plan_merge};
-pub use settings::{Action, LowRank, MergeSettings, TensorRule, Weights};
+pub use settings::{Action, Digests, LowRank, MergeSettings, TensorRule, Weights};
 pub use snapshot::{Shard, Snapshot};
 pub use source::{LocalFolder, RangeSource, SnapshotPath, SourceFile};
 pub use topology::{Schedule, Topology};

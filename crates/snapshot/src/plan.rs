@@ -5,7 +5,7 @@
 //! change the result.
 
 use crate::checks;
-use crate::digest::{self, Digest};
+use crate::digest::{self, Algorithm, Digest};
 use crate::dtype::Float;
 use crate::error::SnapshotError;
 use crate::header::TensorInfo;
@@ -13,7 +13,7 @@ use crate::layout::{self, PlannedShard};
 use crate::lowrank;
 use crate::objects::ObjectFolder;
 use crate::resolve::Planner;
-use crate::settings::{Action, LowRank, MergeSettings};
+use crate::settings::{Action, Digests, LowRank, MergeSettings};
 use crate::snapshot::Snapshot;
 use crate::source::{SnapshotPath, join};
 use crate::weights::Row;
@@ -384,6 +384,11 @@ fn cut(tensors: &[PlannedTensor]) -> Vec<Slice> {
     slices
 }
 
+/// Plans are told apart by BLAKE3.
+fn plan_digest(bytes: &[u8]) -> Digest {
+    digest::of(bytes, Algorithm::Blake3)
+}
+
 fn fingerprint(
     inputs: &[Snapshot],
     settings: &MergeSettings,
@@ -403,7 +408,7 @@ fn fingerprint(
                         &shard.file.name,
                         shard.file.size,
                         &shard.file.version,
-                        digest::of(&shard.header.raw),
+                        plan_digest(&shard.header.raw),
                     )
                 })
                 .collect();
@@ -416,7 +421,7 @@ fn fingerprint(
             let files: BTreeMap<_, _> = output
                 .side_files
                 .iter()
-                .map(|(name, bytes)| (name, digest::of(bytes)))
+                .map(|(name, bytes)| (name, plan_digest(bytes)))
                 .collect();
             let numbers: Vec<_> = output
                 .row
@@ -442,11 +447,16 @@ fn fingerprint(
         .collect();
     let shards: Vec<_> = shards
         .iter()
-        .map(|shard| (&shard.file, digest::of(&shard.header)))
+        .map(|shard| (&shard.file, plan_digest(&shard.header)))
         .collect();
+    // As it was written when BLAKE3 was all there was, so that what was begun then goes on.
+    let digests = match settings.digests {
+        Digests::All(Algorithm::Blake3) => serde_json::Value::Bool(true),
+        other => serde_json::json!(other),
+    };
     let text = serde_json::json!({
         "format": 1, "inputs": inputs, "outputs": outputs, "tensors": tensors, "shards": shards,
-        "allow_nonfinite": settings.allow_nonfinite, "digests": settings.digests,
+        "allow_nonfinite": settings.allow_nonfinite, "digests": digests,
     });
-    digest::of(text.to_string().as_bytes())
+    plan_digest(text.to_string().as_bytes())
 }

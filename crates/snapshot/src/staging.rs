@@ -11,7 +11,7 @@
 //! are written, everything is synced, the files get their names, and one rename publishes the folder.
 
 use crate::checks::MANIFEST;
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::error::SnapshotError;
 use crate::layout;
 use crate::plan::{MergePlan, Slice};
@@ -270,7 +270,7 @@ impl Staging {
         }
         buffer.resize(buffer.len().max(256 << 10), 0);
         for (output, expected) in record.outputs.iter().enumerate() {
-            let mut hasher = blake3::Hasher::new();
+            let mut hasher = Hasher::new(expected.algorithm());
             let mut at = 0;
             while at < slice.bytes {
                 let length = buffer
@@ -284,7 +284,7 @@ impl Staging {
                 hasher.update(&buffer[..length]);
                 at += length as u64;
             }
-            if Digest(*hasher.finalize().as_bytes()) != *expected {
+            if hasher.finish() != *expected {
                 return Ok(false);
             }
         }
