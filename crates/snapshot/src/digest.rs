@@ -9,8 +9,8 @@
 //! the order in which they are written in hexadecimal.
 
 use crate::dtype::DType;
+use crate::xxh3::Xxh3;
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::Xxh3;
 
 /// Elements of a slice.
 pub const SLICE_ELEMENTS: u64 = 1 << 20;
@@ -138,7 +138,7 @@ pub(crate) enum Hasher {
 impl Hasher {
     pub fn new(algorithm: Algorithm) -> Self {
         match algorithm {
-            Algorithm::Xxh3 => Self::Xxh3(Box::default()),
+            Algorithm::Xxh3 => Self::Xxh3(Box::new(Xxh3::new())),
             Algorithm::Blake3 => Self::Blake3(Box::default()),
         }
     }
@@ -163,8 +163,8 @@ impl Hasher {
     pub fn finish(&mut self) -> Digest {
         match self {
             Self::Xxh3(hasher) => {
-                let digest = Digest::Xxh3(hasher.digest128());
-                hasher.reset();
+                let digest = Digest::Xxh3(hasher.finish());
+                **hasher = Xxh3::new();
                 digest
             }
             Self::Blake3(hasher) => {
@@ -178,10 +178,9 @@ impl Hasher {
 
 /// Hash of some bytes.
 pub(crate) fn of(bytes: &[u8], algorithm: Algorithm) -> Digest {
-    match algorithm {
-        Algorithm::Xxh3 => Digest::Xxh3(xxhash_rust::xxh3::xxh3_128(bytes)),
-        Algorithm::Blake3 => Digest::Blake3(*blake3::hash(bytes).as_bytes()),
-    }
+    let mut hasher = Hasher::new(algorithm);
+    hasher.update(bytes);
+    hasher.finish()
 }
 
 /// Digest of a tensor from those of its slices, in order.
