@@ -154,10 +154,9 @@ def test_the_python_example_leads_three_agents_to_one_exact_merge(service, messa
     assert (merged / "config.json").read_text() == (folders[0] / "config.json").read_text()
     state = service.stub().Get(messages.GetRequest(run="run-1"))
     assert list(state.merged_weights) == ["1/6", "1/3", "1/2"] or list(state.merged_weights) == ["1/6", "2/6", "3/6"]
-    inventory = pmill.run("snapshot", "inspect", "--data", merged, "--json").json
-    assert inventory["digest"] == state.merged_digest
-    digests = [pmill.run("snapshot", "inspect", "--data", folder, "--json").json["digest"] for folder in folders]
-    assert [record.digest for record in state.published] == digests
+    digest = lambda place: pmill.run("snapshot", "inspect", "--data", "--digest", "blake3", place, "--json").json["digest"]  # noqa: E731
+    assert digest(merged) == state.merged_digest
+    assert [record.digest for record in state.published] == [digest(folder) for folder in folders]
 
 
 def test_a_quorum_merges_at_once_and_late_and_unknown_agents_are_told(service, messages, tmp_path):
@@ -221,6 +220,7 @@ def test_a_snapshot_that_would_spoil_the_merge_is_refused_on_arrival(service, me
     attempt(cut, "cut.safetensors")
     attempt(folders[1], "digest", "ab" * 32, digest="ab" * 32)
     attempt(folders[1], "64 hex digits", digest="abc")
+    attempt(folders[1], "expected blake3:", digest="xxh3-128:" + "ab" * 16)
     attempt(tmp_path / "nothing", "nothing")
     attempt("/etc/passwd", "outside of the folders")
     attempt(folders[1] / ".." / ".." / "elsewhere", "outside of the folders")

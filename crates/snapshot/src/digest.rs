@@ -71,6 +71,15 @@ impl Digest {
         }
     }
 
+    /// The digits alone.
+    #[must_use]
+    pub fn hex(&self) -> String {
+        match self {
+            Self::Xxh3(hash) => format!("{hash:032x}"),
+            Self::Blake3(hash) => blake3::Hash::from_bytes(*hash).to_hex().to_string(),
+        }
+    }
+
     /// What stands for a digest that is still to come.
     pub(crate) fn zero(algorithm: Algorithm) -> Self {
         match algorithm {
@@ -82,11 +91,7 @@ impl Digest {
 
 impl std::fmt::Display for Digest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:", self.algorithm().name())?;
-        match self {
-            Self::Xxh3(hash) => write!(f, "{hash:032x}"),
-            Self::Blake3(hash) => f.write_str(blake3::Hash::from_bytes(*hash).to_hex().as_str()),
-        }
+        write!(f, "{}:{}", self.algorithm().name(), self.hex())
     }
 }
 

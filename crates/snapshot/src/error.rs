@@ -1,5 +1,6 @@
 //! What can go wrong, each with the name of the thing and its place.
 
+use crate::digest::Digest;
 use crate::dtype::DType;
 use std::fmt;
 use std::io;
@@ -128,6 +129,18 @@ pub enum SnapshotError {
     Exists {
         /// The output.
         path: String,
+    },
+    /// An input is another than the one whose digest is known.
+    #[error(
+        "`{snapshot}` has the digest {found}, and {expected} was expected: it changed after that one was taken"
+    )]
+    Unexpected {
+        /// The snapshot.
+        snapshot: String,
+        /// Its digest.
+        found: Digest,
+        /// The one that was known.
+        expected: Digest,
     },
     /// An input changed between the plan and the reading of it.
     #[error("`{path}` changed while it was being read; run again when its writer is done")]

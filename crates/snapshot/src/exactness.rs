@@ -412,7 +412,7 @@ fn bf16_in_singles_is_exact_up_to_its_limits() {
                 3 => (1 + random.next() % 253, 0),
                 _ => (100 + random.next() % 20, random.next() % (17 - bits)),
             };
-            let ties = random.next() % 2 == 0;
+            let ties = random.next().is_multiple_of(2);
             for lane in &mut lanes {
                 let word = random.next();
                 let fraction = if ties {
@@ -423,7 +423,7 @@ fn bf16_in_singles_is_exact_up_to_its_limits() {
                 // Both ends of the span are met often.
                 let field =
                     lowest + [0, span, (word >> 16) % (span + 1)][(word >> 32) as usize % 3];
-                let zero = (word >> 40) % 23 == 0;
+                let zero = (word >> 40).is_multiple_of(23);
                 let magnitude = if zero {
                     0
                 } else {

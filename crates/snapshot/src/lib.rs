@@ -42,6 +42,7 @@ mod error;
 mod exact;
 #[cfg(test)]
 mod exactness;
+mod fetch;
 mod header;
 mod inspect;
 mod kernel;
@@ -74,6 +75,7 @@ pub use distance_report::{
 };
 pub use dtype::{DType, Float};
 pub use error::{ErrorKind, HeaderFault, Problem, SnapshotError};
+pub use fetch::fetch;
 pub use header::{
     Header, MAX_HEADER_BYTES, TensorInfo, byte_length, header_length, parse_header, read_header,
     write_header,
@@ -90,5 +92,5 @@ pub use settings::{Action, Digests, LowRank, MergeSettings, TensorRule, Weights}
 pub use snapshot::{Shard, Snapshot};
 pub use source::{LocalFolder, RangeSource, SnapshotPath, SourceFile};
 pub use topology::{Schedule, Topology};
-pub use upload::{begin_upload, discard_upload, upload_group};
+pub use upload::{begin_upload, discard_upload, upload_group, upload_merged};
 pub use weights::{Row, SUM_TOLERANCE, Weight};

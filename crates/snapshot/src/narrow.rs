@@ -63,7 +63,7 @@ impl WithSimd for MeanBf16<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         self.open.clear();
         let bytes = size_of::<S::u32s>();
-        let whole = if bytes == size_of::<S::u16s>() && TOGETHER * 2 % bytes == 0 {
+        let whole = if bytes == size_of::<S::u16s>() && (TOGETHER * 2).is_multiple_of(bytes) {
             self.output.len() / 2 / TOGETHER * TOGETHER
         } else {
             0 // a machine whose words are no vectors

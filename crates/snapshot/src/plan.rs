@@ -9,8 +9,10 @@ use crate::digest::{self, Algorithm, Digest};
 use crate::dtype::Float;
 use crate::error::SnapshotError;
 use crate::header::TensorInfo;
+use crate::inspect::{InspectSettings, inspect_with};
 use crate::layout::{self, PlannedShard};
 use crate::lowrank;
+use crate::manifest::MergeReport;
 use crate::objects::ObjectFolder;
 use crate::resolve::Planner;
 use crate::settings::{Action, Digests, LowRank, MergeSettings};
@@ -77,6 +79,8 @@ pub struct MergePlan {
     pub(crate) target: PathBuf,
     /// The prefix that holds the target, when it is in an object store.
     pub(crate) store: Option<Arc<dyn ObjectFolder>>,
+    /// What the inputs' digests must be; empty when anything will do.
+    pub(crate) expected: Vec<Digest>,
     pub(crate) outputs: Vec<PlannedOutput>,
     pub(crate) tensors: Vec<PlannedTensor>,
     pub(crate) shards: Vec<PlannedShard>,
@@ -109,6 +113,44 @@ impl MergePlan {
     pub fn onto(mut self, store: Arc<dyn ObjectFolder>) -> Self {
         self.store = Some(store);
         self
+    }
+
+    /// Has the merge refuse inputs with other digests than these, one for each input, before anything appears.
+    #[must_use]
+    pub fn expecting(mut self, digests: Vec<Digest>) -> Self {
+        self.expected = digests;
+        self
+    }
+
+    /// Compares the inputs' digests with those that were expected; what the merge did not digest is read again.
+    pub(crate) fn check_expected(&self, report: &MergeReport) -> Result<(), SnapshotError> {
+        for ((expected, input), record) in
+            self.expected.iter().zip(&self.inputs).zip(&report.inputs)
+        {
+            let same_kind = |digest: &Digest| digest.algorithm() == expected.algorithm();
+            let found = match record.digest.filter(same_kind) {
+                Some(digest) => digest,
+                None => {
+                    let settings = InspectSettings {
+                        read_data: true,
+                        algorithm: expected.algorithm(),
+                        threads: self.settings.threads,
+                    };
+                    let digest = inspect_with(input.path(), settings)?.digest;
+                    digest.ok_or_else(|| SnapshotError::Internal {
+                        what: "the data was read, but there is no digest".to_owned(),
+                    })?
+                }
+            };
+            if found != *expected {
+                return Err(SnapshotError::Unexpected {
+                    snapshot: input.location(),
+                    found,
+                    expected: *expected,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// The weights of each output, with the folder it goes to (empty for a plain merge).
@@ -161,7 +203,7 @@ impl MergePlan {
     }
 }
 
-fn is_file(target: &Path) -> bool {
+pub(crate) fn is_file(target: &Path) -> bool {
     target
         .extension()
         .is_some_and(|extension| extension == "safetensors")
@@ -350,6 +392,7 @@ pub(crate) fn plan_rows(
         settings: settings.clone(),
         target: output.to_owned(),
         store: None,
+        expected: Vec::new(),
         outputs,
         tensors,
         shards,

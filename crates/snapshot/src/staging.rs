@@ -74,15 +74,20 @@ pub(crate) fn staging_folder(target: &Path) -> PathBuf {
 
 /// The manifest of a target, inside a folder or beside a file.
 pub(crate) fn manifest_path(plan: &MergePlan) -> PathBuf {
-    if plan.is_file() {
-        let name = plan
-            .target
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        plan.target.with_file_name(format!("{name}.{MANIFEST}"))
-    } else {
-        plan.target.join(MANIFEST)
+    let name = manifest_name(&plan.target);
+    match plan.is_file() {
+        true => plan.target.with_file_name(name),
+        false => plan.target.join(name),
+    }
+}
+
+/// The name of a target's manifest, inside a folder or beside a file.
+pub(crate) fn manifest_name(target: &Path) -> String {
+    match target.file_name() {
+        Some(name) if crate::plan::is_file(target) => {
+            format!("{}.{MANIFEST}", name.to_string_lossy())
+        }
+        _ => MANIFEST.to_owned(),
     }
 }
 

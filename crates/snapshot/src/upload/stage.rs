@@ -205,9 +205,7 @@ impl<'a> Stage<'a> {
         }
         let mut names = Vec::with_capacity(parts.len());
         for (output, bytes) in parts.into_iter().enumerate() {
-            let (name, upload) = &self.begun.objects[output][group.shard];
-            let put = self.store.put_part(name, upload, group.part, bytes);
-            names.push(put.map_err(|error| self.lost(name, error))?);
+            names.push(self.put_part(output, group, bytes)?);
         }
         let done = Done {
             fingerprint: plan.fingerprint,
@@ -222,6 +220,18 @@ impl<'a> Stage<'a> {
             self.store.delete(&key).map_err(self.failed(&key))?;
         }
         Ok(done)
+    }
+
+    /// Uploads a group's part of one output, and gives the part's name.
+    pub fn put_part(
+        &self,
+        output: usize,
+        group: &Group,
+        bytes: Vec<u8>,
+    ) -> Result<String, SnapshotError> {
+        let (name, upload) = &self.begun.objects[output][group.shard];
+        let put = self.store.put_part(name, upload, group.part, bytes);
+        put.map_err(|error| self.lost(name, error))
     }
 
     /// What a failed call of an upload means. One that is gone was given up by another merge into the target
