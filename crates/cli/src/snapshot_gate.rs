@@ -43,8 +43,8 @@ pub struct GateOptions {
         requires = "evaluate"
     )]
     pub evaluate_timeout: u64,
-    /// Folder for models to judge when snapshots or output are in a store: room for two models, or three with
-    /// --leave-one-out [default: beside a local output, else the system's]
+    /// Folder for what is fetched from a store to be judged, and for the merged model that goes to one: room for two
+    /// models [default: beside a local output, else the system's]
     #[arg(long, value_name = "FOLDER", env = "PMILL_SCRATCH")]
     pub scratch: Option<PathBuf>,
 }
@@ -184,25 +184,28 @@ fn loss(
 
 /// Where models wait for the gate, and where those of a store are fetched to.
 struct Room {
-    folder: PathBuf,
+    /// Beside a local output, which gets its name by a rename.
+    models: PathBuf,
+    fetched: PathBuf,
     /// Removed at the end in any case: the next run would not find it.
-    _scratch: Option<Scratch>,
+    _scratch: Scratch,
 }
 
 impl Room {
     fn new(output: &Path, options: &GateOptions) -> Self {
         let name = output.file_name().unwrap_or_default().to_string_lossy();
-        if !is_remote(output) && options.scratch.is_none() {
-            return Self {
-                folder: output.with_file_name(format!(".{name}.pmill-gate")),
-                _scratch: None,
-            };
-        }
         let root = options.scratch.clone().unwrap_or_else(std::env::temp_dir);
-        let folder = root.join(format!("pmill-gate-{}-{name}", std::process::id()));
+        let scratch = root.join(format!("pmill-gate-{}-{name}", std::process::id()));
+        let beside = output.with_file_name(format!(".{name}.pmill-gate"));
+        let (models, fetched) = match (is_remote(output), &options.scratch) {
+            (true, _) => (scratch.join("models"), scratch.join("fetched")),
+            (false, Some(_)) => (beside, scratch.join("fetched")),
+            (false, None) => (beside.clone(), beside.join("fetched")),
+        };
         Self {
-            folder: folder.clone(),
-            _scratch: Some(Scratch(folder)),
+            models,
+            fetched,
+            _scratch: Scratch(scratch),
         }
     }
 
@@ -219,12 +222,11 @@ impl Room {
         if !is_remote(Path::new(&name)) {
             return loss(options, command, Path::new(&name), &name);
         }
-        let folder = self.folder.join("fetched");
         // What another run left there is of another snapshot, perhaps.
-        remove(&folder)?;
-        let model = fetch(snapshot, &folder, settings.threads, on_progress)?;
+        remove(&self.fetched)?;
+        let model = fetch(snapshot, &self.fetched, settings.threads, on_progress)?;
         let loss = loss(options, command, &model, &name)?;
-        remove(&folder)?;
+        remove(&self.fetched)?;
         Ok(loss)
     }
 }
@@ -279,7 +281,7 @@ pub fn gated(
     let mut report = match there {
         Some(report) => report,
         None => {
-            let place = room.folder.join(output.file_name().unwrap_or_default());
+            let place = room.models.join(output.file_name().unwrap_or_default());
             merge(&plan_merge(inputs, &place, merge_settings)?, on_progress)?
         }
     };
@@ -311,12 +313,12 @@ pub fn gated(
         better_without: Vec::new(),
     };
     if options.leave_one_out && inputs.len() > 1 {
-        let room = &room.folder;
+        let room = &room.models;
         leave_one_out(inputs, merge_settings, options, command, room, &mut gate)?;
     }
     if !gate.passed && options.gate == OnWorse::Refuse {
         if !was_there {
-            remove(&room.folder)?;
+            remove(&room.models)?;
         }
         let hint = match gate.better_without.first() {
             Some(snapshot) => format!("; it would be better without `{snapshot}`"),
@@ -338,7 +340,7 @@ pub fn gated(
             true => upload_merged(&plan, &candidate, on_progress)?,
             false => publish(&candidate, output)?,
         }
-        remove(&room.folder)?;
+        remove(&room.models)?;
         report.target = output.display().to_string();
     }
     Ok((report, gate))

@@ -1,6 +1,5 @@
 //! What can go wrong, each with the name of the thing and its place.
 
-use crate::digest::Digest;
 use crate::dtype::DType;
 use std::fmt;
 use std::io;
@@ -137,10 +136,10 @@ pub enum SnapshotError {
     Unexpected {
         /// The snapshot.
         snapshot: String,
-        /// Its digest.
-        found: Digest,
+        /// Its digest, in words.
+        found: String,
         /// The one that was known.
-        expected: Digest,
+        expected: String,
     },
     /// An input changed between the plan and the reading of it.
     #[error("`{path}` changed while it was being read; run again when its writer is done")]

@@ -145,8 +145,8 @@ impl MergePlan {
             if found != *expected {
                 return Err(SnapshotError::Unexpected {
                     snapshot: input.location(),
-                    found,
-                    expected: *expected,
+                    found: found.to_string(),
+                    expected: expected.to_string(),
                 });
             }
         }
