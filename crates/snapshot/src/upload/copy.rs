@@ -43,6 +43,7 @@ pub fn upload_merged(
     }
     let files = open_all(plan, model)?;
     let stage = Stage::open(plan, store, true)?;
+    let completed = stage.completed()?;
     let starts = starts(&stage.groups);
     let (next, done_bytes) = (AtomicUsize::new(0), AtomicU64::new(0));
     let parts = Mutex::new(vec![Vec::new(); stage.groups.len()]);
@@ -62,6 +63,10 @@ pub fn upload_merged(
             let result = (|| {
                 let mut names = Vec::with_capacity(files.len());
                 for (output, files) in files.iter().enumerate() {
+                    if completed[output][group.shard] {
+                        names.push(String::new());
+                        continue;
+                    }
                     let (path, file) = &files[group.shard];
                     let mut bytes = vec![0; usize::try_from(group.bytes).unwrap_or(usize::MAX)];
                     file.read_exact_at(&mut bytes, starts[index])
@@ -96,7 +101,8 @@ pub fn upload_merged(
         work();
     });
     if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        sweep(plan, store)?;
+        // While the store is away nothing can be removed; the next run finds what is left.
+        let _ = sweep(plan, store);
         return Err(error);
     }
     let parts = parts.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -234,6 +234,22 @@ impl<'a> Stage<'a> {
         put.map_err(|error| self.lost(name, error))
     }
 
+    /// The objects, by output and weight file, that an earlier run of this plan has completed.
+    pub fn completed(&self) -> Result<Vec<Vec<bool>>, SnapshotError> {
+        let ours = standing(self.plan, self.store, &self.name)? == Standing::Ours;
+        let completed = |name: &str, bytes: u64| {
+            let found = self.store.stat(name).map_err(self.failed(name))?;
+            Ok(ours && found.is_some_and(|found| found.size == bytes))
+        };
+        let of_output = |names: &Vec<(String, String)>| {
+            let files = names.iter().zip(&self.plan.shards);
+            files
+                .map(|((name, _), shard)| completed(name, shard.bytes))
+                .collect()
+        };
+        self.begun.objects.iter().map(of_output).collect()
+    }
+
     /// What a failed call of an upload means. One that is gone was given up by another merge into the target
     /// or by the store's own rules: the next run begins anew.
     fn lost(&self, name: &str, error: io::Error) -> SnapshotError {
