@@ -181,8 +181,9 @@ def programs(options, folder, kind):
     pmill = [options.pmill, "snapshot", "merge", *places, "-o", "OUT", "--quiet"]
     found = {
         "pmill": pmill,
-        "pmill, no digests": [*pmill, "--no-digests"],
-        "pmill, no digests, not synced": [*pmill, "--no-digests", "--no-sync"],
+        "pmill, BLAKE3": [*pmill, "--digest", "blake3"],
+        "pmill, no digests": [*pmill, "--digest", "none"],
+        "pmill, no digests, not synced": [*pmill, "--digest", "none", "--no-sync"],
     }
     if not options.peers:
         return found

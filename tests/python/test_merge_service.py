@@ -154,10 +154,9 @@ def test_the_python_example_leads_three_agents_to_one_exact_merge(service, messa
     assert (merged / "config.json").read_text() == (folders[0] / "config.json").read_text()
     state = service.stub().Get(messages.GetRequest(run="run-1"))
     assert list(state.merged_weights) == ["1/6", "1/3", "1/2"] or list(state.merged_weights) == ["1/6", "2/6", "3/6"]
-    inventory = pmill.run("snapshot", "inspect", "--data", merged, "--json").json
-    assert inventory["digest"] == state.merged_digest
-    digests = [pmill.run("snapshot", "inspect", "--data", folder, "--json").json["digest"] for folder in folders]
-    assert [record.digest for record in state.published] == digests
+    digest = lambda place: pmill.run("snapshot", "inspect", "--data", "--digest", "blake3", place, "--json").json["digest"]  # noqa: E731
+    assert digest(merged) == state.merged_digest
+    assert [record.digest for record in state.published] == [digest(folder) for folder in folders]
 
 
 def test_a_quorum_merges_at_once_and_late_and_unknown_agents_are_told(service, messages, tmp_path):
@@ -221,6 +220,7 @@ def test_a_snapshot_that_would_spoil_the_merge_is_refused_on_arrival(service, me
     attempt(cut, "cut.safetensors")
     attempt(folders[1], "digest", "ab" * 32, digest="ab" * 32)
     attempt(folders[1], "64 hex digits", digest="abc")
+    attempt(folders[1], "expected blake3:", digest="xxh3-128:" + "ab" * 16)
     attempt(tmp_path / "nothing", "nothing")
     attempt("/etc/passwd", "outside of the folders")
     attempt(folders[1] / ".." / ".." / "elsewhere", "outside of the folders")
@@ -443,6 +443,101 @@ def test_a_restart_goes_on_from_each_state_on_disk(stubs, messages, tmp_path, mo
             publish(messages, stub, "r", number, place)
     last = ended(messages, stub, "r")
     assert (last.phase, last.merged_digest) == (first.phase, first.merged_digest)
+    assert service.stop() == 0
+
+
+def test_a_run_has_its_model_appear_in_a_store(stubs, messages, store, tmp_path):
+    """Announced with an output: the merged snapshot is on S3 whole, or not at all, with the bytes of one on disk."""
+    folders = agents(tmp_path, 3)
+    for folder in folders:
+        for path in folder.iterdir():
+            store.client.put_object(Bucket=store.bucket, Key=f"runs/{folder.name}/{path.name}", Body=path.read_bytes())
+    uris = [f"{store.uri}/runs/{folder.name}" for folder in folders]
+    roots = ["--root", f"{store.uri}/runs/", "--output-root", f"{store.uri}/merged"]
+    service = Service(tmp_path, *roots, env=store.env())
+    invalid, exists = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS
+    try:
+        stub = service.stub()
+        open_run = lambda run, output: announce(messages, stub, run, 3, output=output)  # noqa: E731
+        for outside in ("/tmp/x", f"{store.uri}/runs/agent0", f"{store.uri}/merged", f"{store.uri}/merged/../runs/x"):
+            refused(invalid, lambda place=outside: open_run("out", place), f"below {store.uri}/merged")
+        output = f"{store.uri}/merged/one"
+        service.pmill("announce", "--run", "one", "--agents", 3, "--output", f"{output}/", env=store.env())
+        refused(exists, lambda: open_run("two", output), "that of run `one`")
+        refused(exists, lambda: open_run("two", f"{output}/deeper"), "that of run `one`")
+        # The answers to some requests are lost, also those that complete the upload.
+        store.proxy.fault = lambda number, method, path: "lost" if method == "POST" and number % 2 else None
+        for number, uri in enumerate(uris):
+            publish(messages, stub, "one", number, uri)
+        state = ended(messages, stub, "one")
+        store.proxy.fault = lambda *_: None
+        assert (state.phase, state.merged_uri) == (messages.Run.PHASE_MERGED, output), state.message
+        local = tmp_path / "local"
+        pmill.run("snapshot", "merge", *folders, "-o", local, "--digest", "blake3")
+        names = sorted(path.name for path in local.iterdir())
+        assert sorted(store.keys("merged/")) == [f"merged/one/{name}" for name in names]
+        for name in names:
+            if name != "pmill-merge.json":
+                assert store.body(f"merged/one/{name}") == (local / name).read_bytes(), name
+        manifest = json.loads(store.body("merged/one/pmill-merge.json"))
+        assert manifest["outputs"] == json.loads((local / "pmill-merge.json").read_text())["outputs"]
+        assert manifest["outputs"][0]["digest"] == state.merged_digest
+        assert not (tmp_path / "wh" / "merge-runs" / "one" / "merged").exists()
+        assert open_run("one", output).merged_uri == output
+        refused(exists, lambda: open_run("late", f"{store.uri}/merged/one/"), "exists already")
+
+        # An input that changes after it was published: no model, and nothing is left.
+        open_run("three", f"{store.uri}/merged/three")
+        publish(messages, stub, "three", 0, uris[0])
+        publish(messages, stub, "three", 1, uris[1])
+        other = snapshot(tmp_path / "other", 9) / "model.safetensors"
+        store.client.put_object(Bucket=store.bucket, Key="runs/agent0/model.safetensors", Body=other.read_bytes())
+        publish(messages, stub, "three", 2, uris[2])
+        state = ended(messages, stub, "three")
+        assert state.phase == messages.Run.PHASE_FAILED
+        assert "of agent `0` changed after it was published" in state.message
+        assert store.keys("merged/three") == [] and not [key for key in store.keys() if "pmill-staging" in key]
+        assert "Uploads" not in store.client.list_multipart_uploads(Bucket=store.bucket)
+    finally:
+        assert service.stop() == 0
+    plain = Service(tmp_path, env=store.env())
+    try:
+        where = lambda: announce(messages, plain.stub(), "four", 3, output=f"{store.uri}/merged/four")  # noqa: E731
+        refused(invalid, where, "--output-root")
+    finally:
+        assert plain.stop() == 0
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_service_killed_while_it_writes_to_a_store_goes_on(after, stubs, messages, store, tmp_path):
+    folders = agents(tmp_path, 2, shape=(2500, 2000))
+    service = Service(tmp_path, "--output-root", store.uri, env=store.env())
+    announce(messages, service.stub(), "r", 2, output=f"{store.uri}/deep/model")
+    parts = []
+
+    def fault(number, method, path):
+        if "partNumber" in path:
+            parts.append(path)
+            return "hang" if len(parts) > after else None
+        return None
+
+    store.proxy.fault = fault
+    for number, folder in enumerate(folders):
+        publish(messages, service.stub(), "r", number, folder)
+    until = time.monotonic() + 60
+    while len(parts) <= after and time.monotonic() < until:
+        time.sleep(0.05)
+    service.kill()
+    # Nothing of it loads.
+    assert store.keys("deep/model/") == []
+    store.proxy.fault = lambda *_: None
+    service.start()
+    state = ended(messages, service.stub(), "r")
+    assert state.phase == messages.Run.PHASE_MERGED, state.message
+    here = tmp_path / "here"
+    pmill.run("snapshot", "merge", *folders, "-o", here)
+    assert store.body("deep/model/model.safetensors") == (here / "model.safetensors").read_bytes()
+    assert not [key for key in store.keys() if "pmill-staging" in key]
     assert service.stop() == 0
 
 

@@ -64,7 +64,7 @@ def test_executors_make_the_bytes_of_one_process(cluster, agents, merged, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
     # Again it is there already; another one is not replaced.
     assert pmill.run(*command(cluster, agents, output)).json["outputs"] == done["outputs"]
-    refused = pmill.run(*command(cluster, agents, output, "--no-digests"), code=2)
+    refused = pmill.run(*command(cluster, agents, output, "--digest", "none"), code=2)
     assert "exists already" in refused.err
 
 

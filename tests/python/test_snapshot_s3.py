@@ -209,8 +209,6 @@ def test_what_is_not_there_or_changes_is_named(store, tmp_path):
     assert f"`{store.uri}/none` holds no snapshot" in missing.err
     bucket = snapshot(store, "merge", *places, "-o", "s3://", code=2)
     assert "expected s3://BUCKET/KEY" in bucket.err
-    gate = snapshot(store, "merge", *places, "-o", f"{store.uri}/m", "--evaluate", "true", code=2)
-    assert "local folder" in gate.err
     scheme = snapshot(store, "inspect", "http://host/x", code=2)
     assert "s3://BUCKET/KEY" in scheme.err
 
@@ -237,4 +235,100 @@ def test_a_nan_is_named_and_leaves_nothing(store):
     refused = snapshot(store, "merge", *places, "-o", f"{store.uri}/m", code=2)
     assert "NaN at index 19" in refused.err and places[1] in refused.err
     assert store.keys("m") == []
+    nothing_left(store)
+
+
+# The loss is the distance of the weights from 1; only a path on disk can be read.
+EVALUATE = """
+import os, pathlib, struct, sys
+place = pathlib.Path(sys.argv[-1])
+assert str(place) == os.environ["PMILL_SNAPSHOT"] and place.exists(), place
+data = (place / "model.safetensors" if place.is_dir() else place).read_bytes()
+start = 8 + struct.unpack("<Q", data[:8])[0]
+values = struct.unpack(f"<{(len(data) - start) // 4}f", data[start:])
+with open(os.environ["JUDGED"], "a") as log:
+    log.write(f"{place} {sorted(path.name for path in place.iterdir()) if place.is_dir() else ''}\\n")
+print(sum(abs(value - 1) for value in values) / len(values))
+"""
+
+
+@pytest.fixture
+def gate(store, tmp_path, monkeypatch):
+    """Agents at 0.5, 1.5 and 2.5, with more beside them than a model needs, and flags of a gate."""
+    monkeypatch.setenv("JUDGED", str(tmp_path / "judged"))
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "evaluate.py").write_text(EVALUATE)
+    places = small(store)
+    for agent in range(3):
+        for name, body in (("config.json", b'{"model_type": "x"}'), ("optimizer.pt", b"much")):
+            store.client.put_object(Bucket=store.bucket, Key=f"small/{agent}/{name}", Body=body)
+    flags = ["--evaluate", f"python3 '{tmp_path}/evaluate.py'", "--scratch", tmp_path / "scratch"]
+    return places, flags
+
+
+def test_a_gate_judges_what_is_in_a_store(store, gate, tmp_path):
+    places, flags = gate
+    target = f"{store.uri}/gated/model"
+    done = snapshot(store, "merge", *places[:2], "-o", target, *flags, "--leave-one-out").json
+    assert done["target"] == target and done["gate"]["passed"] and done["gate"]["merged_loss"] == 0
+    assert [judged["snapshot"] for judged in done["gate"]["locals"]] == places[:2]
+    assert [judged["loss"] for judged in done["gate"]["locals"]] == [0.5, 0.5]
+    assert [judged["loss"] for judged in done["gate"]["leave_one_out"]] == [0.5, 0.5]
+    assert (weights(store, "gated/model/model.safetensors")["w"] == 1).all()
+    # What the command saw: models on disk, without what is no part of one.
+    judged = (tmp_path / "judged").read_text().splitlines()
+    assert len(judged) == 5 and all("['config.json', 'model.safetensors'" in line for line in judged), judged
+    assert not any("optimizer.pt" in line for line in judged)
+    # The files are those of a merge without a gate.
+    snapshot(store, "merge", *places[:2], "-o", f"{store.uri}/plain/model")
+    assert output(store, "gated/model") == output(store, "plain/model")
+    # The same again is there, and is judged where it is; another one is refused.
+    again = snapshot(store, "merge", *places[:2], "-o", target, *flags).json
+    assert again["gate"]["passed"] and again["gate"]["merged_loss"] == 0
+    assert "exists already" in snapshot(store, "merge", *places, "-o", target, *flags, code=2).err
+    snapshot(store, "merge", *places[1:], "-o", target, *flags, "--overwrite")
+    assert (weights(store, "gated/model/model.safetensors")["w"] == 2).all()
+    snapshot(store, "merge", *places[:2], "-o", f"{store.uri}/one.safetensors", *flags)
+    assert (weights(store, "one.safetensors")["w"] == 1).all()
+    assert "one.safetensors.pmill-merge.json" in store.keys()
+    # From a store to disk.
+    snapshot(store, "merge", *places[:2], "-o", tmp_path / "local", *flags)
+    assert (load((tmp_path / "local" / "model.safetensors").read_bytes())["w"] == 1).all()
+    assert list((tmp_path / "scratch").iterdir()) == [] and not list(tmp_path.glob(".*"))
+    nothing_left(store)
+
+
+def test_a_gate_that_stays_shut_leaves_nothing_in_the_store(store, gate, tmp_path):
+    places, flags = gate
+    script = EVALUATE.replace("abs(value - 1)", "min(abs(value - 0.5), abs(value - 1.5))")
+    (tmp_path / "evaluate.py").write_text(script)
+    target = f"{store.uri}/gated/model"
+    refused = snapshot(store, "merge", *places[:2], "-o", target, *flags, code=2).err
+    assert "loss 0.5 is above the mean loss 0 of the 2 snapshots" in refused and "was not written" in refused
+    assert store.keys("gated/") == []
+    broken = snapshot(store, "merge", *places[:2], "-o", target, "--evaluate", "false", code=2).err
+    assert f"of `{places[0]}` ended with exit status: 1" in broken
+    assert store.keys("gated/") == [] and list((tmp_path / "scratch").iterdir()) == []
+    done = snapshot(store, "merge", *places[:2], "-o", target, *flags, "--gate", "report").json
+    assert not done["gate"]["passed"] and (weights(store, "gated/model/model.safetensors")["w"] == 1).all()
+    nothing_left(store)
+
+
+def test_a_gated_model_of_many_parts_survives_a_store_that_stumbles(store, agents, merged, tmp_path):
+    places = upload(store, agents)
+    flags = ["--evaluate", "echo 1 #", "--scratch", tmp_path]
+    store.proxy.fault = lambda number, *_: "slow down" if number % 5 == 1 else None
+    snapshot(store, "merge", *places, "-o", f"{store.uri}/out/merged", *flags)
+    same(output(store), merged)
+    nothing_left(store)
+    # Away for good: try again, and nothing that loads.
+    fault = lambda number, method, path: "gone" if "partNumber" in path else None  # noqa: E731
+    store.proxy.fault = fault
+    command = ["snapshot", "merge", *places, "-o", f"{store.uri}/out/other", *flags]
+    stopped = pmill.run(*command, code=75, env=store.env() | {"PMILL_RETRY_SECONDS": "1"})
+    assert "out/other" in stopped.err
+    store.proxy.fault = lambda *_: None
+    assert store.keys("out/other") == []
+    snapshot(store, *command[1:])
+    same(output(store, "out/other"), merged)
     nothing_left(store)

@@ -58,6 +58,8 @@ pub struct Gate {
     /// Seconds that one evaluation may take.
     #[serde(default = "hour")]
     pub timeout_seconds: u64,
+    /// Folder for models to judge when they are in a store.
+    pub scratch: Option<PathBuf>,
 }
 
 fn hour() -> u64 {
@@ -181,6 +183,9 @@ impl MergePipeline {
                     gate: gate.on_worse,
                     leave_one_out: gate.leave_one_out,
                     evaluate_timeout: gate.timeout_seconds,
+                    scratch: gate
+                        .scratch
+                        .or_else(|| std::env::var_os("PMILL_SCRATCH").map(PathBuf::from)),
                 };
                 let (report, gate) =
                     snapshot_gate::gated(&inputs, &output, &settings, &options, &on_progress)?;

@@ -6,8 +6,8 @@ use pmill_engine::memory::ByteSize;
 use pmill_engine::progress::{Progress as _, Unit};
 use pmill_engine::snapshots::{self, open_all};
 use pmill_snapshot::{
-    DType, DistanceSettings, ErrorKind, InspectSettings, LowRank, MatrixReport, MergePlan,
-    MergeReport, MergeSettings, MixingMatrix, OnProgress, Points, Progress, Schedule,
+    Algorithm, DType, Digests, DistanceSettings, ErrorKind, InspectSettings, LowRank, MatrixReport,
+    MergePlan, MergeReport, MergeSettings, MixingMatrix, OnProgress, Points, Progress, Schedule,
     SnapshotError, TensorRule, Topology, Weight, Weights, distance, inspect_with, merge,
     plan_interpolate, plan_merge, plan_mix,
 };
@@ -47,6 +47,9 @@ pub enum SnapshotCommand {
         /// Read all data: digests and counts of NaN and infinity.
         #[arg(long)]
         data: bool,
+        /// How the data is digested.
+        #[arg(long, value_parser = ["xxh3", "blake3"], default_value = "xxh3", requires = "data")]
+        digest: String,
     },
     /// Average snapshots into one, exactly.
     Merge {
@@ -181,9 +184,33 @@ pub struct MergeOptions {
     /// Do not wait until the output is on the disk.
     #[arg(long)]
     pub no_sync: bool,
-    /// Do not digest the inputs for the manifest.
-    #[arg(long)]
+    /// Digests of inputs and output in the manifest: xxh3 against accidents, blake3 against adversaries too.
+    #[arg(long, value_enum, default_value_t = DigestName::Xxh3)]
+    pub digest: DigestName,
+    /// What `--digest none` was called.
+    #[arg(long, hide = true, conflicts_with = "digest")]
     pub no_digests: bool,
+}
+
+/// Names of [`Digests`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DigestName {
+    /// XXH3 of 128 bits.
+    Xxh3,
+    /// BLAKE3; several times slower.
+    Blake3,
+    /// The inputs are not digested.
+    None,
+}
+
+impl From<DigestName> for Digests {
+    fn from(name: DigestName) -> Self {
+        match name {
+            DigestName::Xxh3 => Self::All(Algorithm::Xxh3),
+            DigestName::Blake3 => Self::All(Algorithm::Blake3),
+            DigestName::None => Self::None,
+        }
+    }
 }
 
 /// Names of [`LowRank`].
@@ -246,7 +273,11 @@ impl MergeOptions {
             max_shard_bytes: self.max_shard_size.map(|size| size.0),
             overwrite: self.overwrite,
             sync: !self.no_sync,
-            digests: !self.no_digests,
+            digests: if self.no_digests {
+                Digests::None
+            } else {
+                self.digest.into()
+            },
             threads: args.threads,
             memory_limit_bytes: args.memory_limit.unwrap_or(defaults.memory_limit_bytes),
         }
@@ -410,9 +441,14 @@ pub fn run(
     on_progress: OnProgress<'_>,
 ) -> Result<Value, SnapshotError> {
     match &args.command {
-        SnapshotCommand::Inspect { snapshot, data } => {
+        SnapshotCommand::Inspect {
+            snapshot,
+            data,
+            digest,
+        } => {
             let settings = InspectSettings {
                 read_data: *data,
+                algorithm: digest.parse().unwrap_or_default(),
                 threads: args.threads,
             };
             let inventory = inspect_with(&snapshots::open(snapshot)?, settings)?;

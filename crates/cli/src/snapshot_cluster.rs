@@ -65,6 +65,7 @@ impl MergeClusterArgs {
             inputs,
             output,
             settings,
+            expected: &[],
             units_folder: self.units_folder.as_deref(),
             unit_bytes: self.unit_size.0,
             limit_seconds: LIMIT_SECONDS,
@@ -92,9 +93,7 @@ pub struct OnCluster {
 impl pmill_serve::snapshots::Merger for OnCluster {
     fn merge(
         &self,
-        inputs: &[PathBuf],
-        output: &Path,
-        settings: &MergeSettings,
+        job: pmill_serve::snapshots::Job<'_>,
         go_on: &(dyn Fn() -> bool + Sync),
     ) -> Result<MergeReport, pmill_serve::snapshots::MergeServiceError> {
         use pmill_serve::snapshots::MergeServiceError;
@@ -111,10 +110,11 @@ impl pmill_serve::snapshots::Merger for OnCluster {
             .map_err(|error| failed(error.kind(), chain(&error)))?;
         let (stop, ended) = (StopFlag::default(), StopFlag::default());
         let drive = AverageDrive {
-            inputs,
-            output,
-            settings,
-            units_folder: None,
+            inputs: job.inputs,
+            output: job.output,
+            settings: job.settings,
+            expected: job.digests,
+            units_folder: Some(job.folder),
             unit_bytes: UNIT_BYTES,
             limit_seconds: LIMIT_SECONDS,
             most_attempts: ATTEMPTS,

@@ -1,27 +1,32 @@
 //! `pmill snapshot merge --evaluate CMD`: a merged model gets its name only when it is good enough.
 //!
-//! The order: the loss of each snapshot; the merge, into a folder beside the output; its loss; the merges that
-//! leave one snapshot out, when asked for; then the output is given its name, or removed. The gate is open when
-//! the merged model's loss is at most the mean loss of the snapshots.
+//! The order: the merge, into a folder beside the output; the loss of each snapshot; that of the merged model; the
+//! merges that leave one snapshot out, when asked for; then the output is given its name, or removed. The gate is
+//! open when the merged model's loss is at most the mean loss of the snapshots.
+//!
+//! The command judges files. A snapshot in an object store is fetched to disk to be judged, one after the other; an
+//! output in a store is merged to disk and uploaded when it has passed.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use pmill_engine::snapshots::is_remote;
+use pmill_engine::snapshots::{at_its_target, is_remote};
 use pmill_snapshot::{
-    MergeReport, MergeSettings, OnProgress, SnapshotError, SnapshotPath, Weight, Weights, merge,
-    plan_merge,
+    Digests, MergeReport, MergeSettings, OnProgress, SnapshotError, SnapshotPath, Weight, Weights,
+    fetch, merge, plan_merge, published, upload_merged,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+
+use crate::units::Scratch;
 
 /// Flags of the gate.
 #[derive(Debug, Clone, Default, Args)]
 pub struct GateOptions {
     /// Command that judges a model: it is given a path as its last argument (and in PMILL_SNAPSHOT) and
-    /// prints a loss, a number that is better when smaller, as its last line
+    /// prints a loss, a number that is better when smaller, as its last line; what is in a store is fetched first
     #[arg(long, value_name = "CMD")]
     pub evaluate: Option<String>,
     /// What to do when the merged model's loss is above the mean loss of the snapshots
@@ -38,6 +43,10 @@ pub struct GateOptions {
         requires = "evaluate"
     )]
     pub evaluate_timeout: u64,
+    /// Folder for what is fetched from a store to be judged, and for the merged model that goes to one: room for two
+    /// models [default: beside a local output, else the system's]
+    #[arg(long, value_name = "FOLDER", env = "PMILL_SCRATCH")]
+    pub scratch: Option<PathBuf>,
 }
 
 /// What happens to a merged model that is worse.
@@ -112,12 +121,16 @@ fn settings(what: String) -> SnapshotError {
     SnapshotError::Settings { what }
 }
 
-/// Runs the command on a model and reads the loss.
-fn loss(options: &GateOptions, command: &str, model: &Path) -> Result<f64, SnapshotError> {
+/// Runs the command on a model and reads the loss; `name` is what people call the model.
+fn loss(
+    options: &GateOptions,
+    command: &str,
+    model: &Path,
+    name: &str,
+) -> Result<f64, SnapshotError> {
     let failed = |why: String| {
         settings(format!(
-            "the evaluation `{command}` of `{}` {why}; expected a number (the loss) as its last line on stdout",
-            model.display()
+            "the evaluation `{command}` of `{name}` {why}; expected a number (the loss) as its last line on stdout"
         ))
     };
     let mut child = Command::new("sh")
@@ -169,10 +182,53 @@ fn loss(options: &GateOptions, command: &str, model: &Path) -> Result<f64, Snaps
         .map_err(|_| failed(format!("printed `{last}` at its end")))
 }
 
-/// The folder in which models wait for the gate.
-fn waiting_room(output: &Path) -> PathBuf {
-    let name = output.file_name().unwrap_or_default().to_string_lossy();
-    output.with_file_name(format!(".{name}.pmill-gate"))
+/// Where models wait for the gate, and where those of a store are fetched to.
+struct Room {
+    /// Beside a local output, which gets its name by a rename.
+    models: PathBuf,
+    fetched: PathBuf,
+    /// Removed at the end in any case: the next run would not find it.
+    _scratch: Scratch,
+}
+
+impl Room {
+    fn new(output: &Path, options: &GateOptions) -> Self {
+        let name = output.file_name().unwrap_or_default().to_string_lossy();
+        let root = options.scratch.clone().unwrap_or_else(std::env::temp_dir);
+        let scratch = root.join(format!("pmill-gate-{}-{name}", std::process::id()));
+        let beside = output.with_file_name(format!(".{name}.pmill-gate"));
+        let (models, fetched) = match (is_remote(output), &options.scratch) {
+            (true, _) => (scratch.join("models"), scratch.join("fetched")),
+            (false, Some(_)) => (beside, scratch.join("fetched")),
+            (false, None) => (beside.clone(), beside.join("fetched")),
+        };
+        Self {
+            models,
+            fetched,
+            _scratch: Scratch(scratch),
+        }
+    }
+
+    /// The loss of a snapshot, which is fetched first when it is in a store.
+    fn judge(
+        &self,
+        snapshot: &SnapshotPath,
+        settings: &MergeSettings,
+        options: &GateOptions,
+        command: &str,
+        on_progress: OnProgress<'_>,
+    ) -> Result<f64, SnapshotError> {
+        let name = snapshot.location();
+        if !is_remote(Path::new(&name)) {
+            return loss(options, command, Path::new(&name), &name);
+        }
+        // What another run left there is of another snapshot, perhaps.
+        remove(&self.fetched)?;
+        let model = fetch(snapshot, &self.fetched, settings.threads, on_progress)?;
+        let loss = loss(options, command, &model, &name)?;
+        remove(&self.fetched)?;
+        Ok(loss)
+    }
 }
 
 fn remove(folder: &Path) -> Result<(), SnapshotError> {
@@ -213,37 +269,30 @@ pub fn gated(
     let Some(command) = options.evaluate.as_deref() else {
         return Err(settings("a gate needs a command that evaluates".to_owned()));
     };
-    if is_remote(output) {
-        return Err(settings(format!(
-            "`{}`: a model waits for its gate in a local folder, as it gets its name by a rename; merge into a folder, or without --evaluate",
-            output.display()
-        )));
-    }
     // Everything that can be refused is refused before anything is evaluated.
-    let plan = plan_merge(inputs, output, merge_settings)?;
-    let room = waiting_room(output);
-    let taken = match std::fs::read_dir(output) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(_) => std::fs::symlink_metadata(output).is_ok(),
-    };
+    let plan = at_its_target(plan_merge(inputs, output, merge_settings)?)?;
+    let room = Room::new(output, options);
     // The same merge has passed before, or this is an error.
-    let published = taken && !merge_settings.overwrite;
-    let mut report = if published {
-        merge(&plan, on_progress)?
-    } else {
-        let candidate = plan_merge(
-            inputs,
-            &room.join(output.file_name().unwrap_or_default()),
-            merge_settings,
-        )?;
-        merge(&candidate, on_progress)?
+    let there = match merge_settings.overwrite {
+        true => None,
+        false => published(&plan)?,
+    };
+    let was_there = there.is_some();
+    let mut report = match there {
+        Some(report) => report,
+        None => {
+            let place = room.models.join(output.file_name().unwrap_or_default());
+            merge(&plan_merge(inputs, &place, merge_settings)?, on_progress)?
+        }
     };
     let candidate = PathBuf::from(&report.target);
+    let judge = |snapshot: &SnapshotPath| {
+        room.judge(snapshot, merge_settings, options, command, on_progress)
+    };
 
     let mut locals = Vec::with_capacity(inputs.len());
     for input in inputs {
-        let snapshot = input.location();
-        let loss = loss(options, command, Path::new(&snapshot))?;
+        let (snapshot, loss) = (input.location(), judge(input)?);
         if !loss.is_finite() {
             return Err(settings(format!(
                 "the loss of `{snapshot}` is {loss}, expected a finite number; leave this snapshot out"
@@ -253,7 +302,7 @@ pub fn gated(
     }
     let mean_local_loss =
         locals.iter().map(|judged| judged.loss).sum::<f64>() / locals.len() as f64;
-    let merged_loss = loss(options, command, &candidate)?;
+    let merged_loss = judge(&pmill_engine::snapshots::open(&candidate)?)?;
     let mut gate = GateReport {
         passed: merged_loss <= mean_local_loss,
         evaluate: command.to_owned(),
@@ -264,11 +313,12 @@ pub fn gated(
         better_without: Vec::new(),
     };
     if options.leave_one_out && inputs.len() > 1 {
-        leave_one_out(inputs, merge_settings, options, command, &room, &mut gate)?;
+        let room = &room.models;
+        leave_one_out(inputs, merge_settings, options, command, room, &mut gate)?;
     }
     if !gate.passed && options.gate == OnWorse::Refuse {
-        if !published {
-            remove(&room)?;
+        if !was_there {
+            remove(&room.models)?;
         }
         let hint = match gate.better_without.first() {
             Some(snapshot) => format!("; it would be better without `{snapshot}`"),
@@ -278,16 +328,19 @@ pub fn gated(
             "the merged model's loss {merged_loss} is above the mean loss {mean_local_loss} of the {} snapshots{hint}; `{}` {}; choose other snapshots, train on with more mixing, or take it with --gate report",
             inputs.len(),
             output.display(),
-            if published {
+            if was_there {
                 "is there from before"
             } else {
                 "was not written"
             },
         )));
     }
-    if !published {
-        publish(&candidate, output)?;
-        remove(&room)?;
+    if !was_there {
+        match is_remote(output) {
+            true => upload_merged(&plan, &candidate, on_progress)?,
+            false => publish(&candidate, output)?,
+        }
+        remove(&room.models)?;
         report.target = output.display().to_string();
     }
     Ok((report, gate))
@@ -309,13 +362,13 @@ fn leave_one_out(
         settings.weights = without(&merge_settings.weights, left_out);
         // A model that is judged and thrown away.
         settings.sync = false;
-        settings.digests = false;
+        settings.digests = Digests::None;
         settings.overwrite = true;
         settings.side_files_from = None;
         merge(&plan_merge(&rest, &folder, &settings)?, &|_| true)?;
         gate.leave_one_out.push(Judged {
             snapshot: inputs[left_out].location(),
-            loss: loss(options, command, &folder)?,
+            loss: loss(options, command, &folder, "the merge without one")?,
         });
         remove(&folder)?;
     }
@@ -373,7 +426,8 @@ mod tests {
             evaluate_timeout: seconds,
             ..GateOptions::default()
         };
-        loss(&options, command, Path::new("/models/it's 1")).map_err(|error| error.to_string())
+        let model = "/models/it's 1";
+        loss(&options, command, Path::new(model), model).map_err(|error| error.to_string())
     }
 
     #[test]

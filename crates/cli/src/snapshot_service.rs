@@ -16,7 +16,7 @@ use pmill_serve::snapshots::server::read_tokens;
 use pmill_serve::snapshots::{
     Client, ClientSettings, InProcess, MergeServiceError, Merger, ServerSettings, serve,
 };
-use pmill_snapshot::{ErrorKind, InspectSettings, inspect_with};
+use pmill_snapshot::{Algorithm, ErrorKind, InspectSettings, inspect_with};
 use serde_json::{Value, json};
 
 use crate::limits::Global;
@@ -54,6 +54,9 @@ pub struct ServeArgs {
     /// Folder below which agents may publish (a path or s3://BUCKET/KEY); may be given again
     #[arg(long, value_name = "FOLDER", required = true)]
     root: Vec<PathBuf>,
+    /// Prefix (s3://BUCKET/KEY) below which runs may have their merged snapshots appear; may be given again
+    #[arg(long, value_name = "URI")]
+    output_root: Vec<PathBuf>,
     /// Address; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
     listen: SocketAddr,
@@ -133,6 +136,10 @@ pub struct AnnounceArgs {
     /// When to merge: all, quorum:K, deadline:SECONDS or deadline:SECONDS:AT_LEAST
     #[arg(long, value_name = "RULE", default_value = "all", value_parser = parse_rule)]
     rule: proto::Rule,
+    /// Where the merged snapshot is to appear (s3://BUCKET/KEY below an --output-root of the service); by default in
+    /// the service's warehouse
+    #[arg(long, value_name = "URI", default_value = "")]
+    output: String,
     /// Weigh agents by the examples they saw
     #[arg(long)]
     by_examples: bool,
@@ -312,6 +319,7 @@ impl ServeArgs {
         let settings = ServerSettings {
             warehouse: self.warehouse.clone(),
             roots: self.root.clone(),
+            output_roots: self.output_root.clone(),
             listen: self.listen,
             token_file: self.token_file.clone(),
             tls_cert: self.tls_cert.clone(),
@@ -389,6 +397,7 @@ impl AnnounceArgs {
                 low_rank: self.lora.clone(),
             }),
             mixing: self.mixing()?,
+            output: self.output.clone(),
         })
     }
 
@@ -467,8 +476,10 @@ impl PublishArgs {
                             source,
                         })?;
             }
+            // What goes over a network is checked against adversaries too.
             let settings = InspectSettings {
                 read_data: true,
+                algorithm: Algorithm::Blake3,
                 threads: Some(global.threads()),
             };
             let inventory = inspect_with(&snapshots::open(&path)?, settings)?;

@@ -1,6 +1,6 @@
 //! Merges (or compares) the snapshots given and prints what it took: what benchmarks run.
 //!
-//! `merge OUTPUT SNAPSHOT... [--threads N] [--no-sync] [--no-digests] [--settings JSON]`, and
+//! `merge OUTPUT SNAPSHOT... [--threads N] [--no-sync] [--digest NAME] [--settings JSON]`, and
 //! `merge --distance SNAPSHOT... [--threads N]`.
 
 use pmill_snapshot::{DistanceSettings, MergeSettings, SnapshotPath, distance, merge, plan_merge};
@@ -27,7 +27,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
             "--distance" => compare = true,
             "--no-sync" => settings.sync = false,
-            "--no-digests" => settings.digests = false,
+            "--digest" => {
+                settings.digests = arguments.next().ok_or("--digest needs a name")?.parse()?;
+            }
             "--settings" => {
                 settings = serde_json::from_str(&arguments.next().ok_or("--settings needs JSON")?)?
             }

@@ -1,7 +1,7 @@
 //! Comparisons of inputs that need their bytes: agreement of integers, tied tensors, the same snapshot twice,
 //! tokenizers and configs. All run before a byte of output is written.
 
-use crate::digest::{self, Digest};
+use crate::digest::{self, Algorithm, Digest, Hasher};
 use crate::error::{Problem, SnapshotError};
 use crate::snapshot::Snapshot;
 use serde_json::Value;
@@ -42,17 +42,18 @@ fn sample(snapshot: &Snapshot) -> Result<Digest, SnapshotError> {
     let mut buffer = [0; END as usize];
     let mut tensors = Vec::new();
     for tensor in snapshot.tensors() {
-        let mut hasher = blake3::Hasher::new();
+        let mut hasher = Hasher::new(Algorithm::Xxh3);
         let length = END.min(tensor.bytes()) as usize;
         for offset in [0, tensor.bytes() - length as u64] {
             snapshot.read_tensor(&tensor.name, offset, &mut buffer[..length])?;
             hasher.update(&buffer[..length]);
         }
-        tensors.push((tensor, Digest(*hasher.finalize().as_bytes())));
+        tensors.push((tensor, hasher.finish()));
     }
-    Ok(digest::of_tensors(tensors.iter().map(|(t, digest)| {
-        (t.name.as_str(), t.dtype, t.shape.as_slice(), *digest)
-    })))
+    let entries = tensors
+        .iter()
+        .map(|(t, digest)| (t.name.as_str(), t.dtype, t.shape.as_slice(), *digest));
+    Ok(digest::of_tensors(entries, Algorithm::Xxh3))
 }
 
 /// Inputs whose tensors are equal, byte for byte. All bytes are compared only when the samples agree.

@@ -38,9 +38,11 @@ pub(crate) struct Collector<'a> {
 impl<'a> Collector<'a> {
     pub fn new(plan: &'a MergePlan) -> Self {
         // A tensor without elements has no slice; its digest is that of no bytes.
+        let of_nothing = |algorithm| digest::of_slices(&[], algorithm);
+        let digests = plan.settings.digests;
         let empty = TensorDigests {
-            inputs: vec![plan.settings.digests.then(|| digest::of_slices(&[])); plan.inputs.len()],
-            outputs: vec![digest::of_slices(&[]); plan.outputs.len()],
+            inputs: vec![digests.of_inputs().map(of_nothing); plan.inputs.len()],
+            outputs: vec![of_nothing(digests.of_outputs()); plan.outputs.len()],
         };
         let collected = Collected {
             tensors: vec![empty; plan.tensors.len()],
@@ -72,10 +74,11 @@ impl<'a> Collector<'a> {
     }
 
     fn close(&self, tensor: usize) -> TensorDigests {
+        let algorithm = self.plan.settings.digests.of_outputs();
         let of = |slices: &[Digest]| match (&self.plan.tensors[tensor].kind, slices) {
             // A stacked tensor is one slice of any length, whose record holds digests of whole tensors.
             (Kind::Stack { .. }, [whole]) => *whole,
-            _ => digest::of_slices(slices),
+            _ => digest::of_slices(slices, algorithm),
         };
         let input = |position: usize| {
             let slices: Option<Vec<Digest>> = self

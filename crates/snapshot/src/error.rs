@@ -129,6 +129,18 @@ pub enum SnapshotError {
         /// The output.
         path: String,
     },
+    /// An input is another than the one whose digest is known.
+    #[error(
+        "`{snapshot}` has the digest {found}, and {expected} was expected: it changed after that one was taken"
+    )]
+    Unexpected {
+        /// The snapshot.
+        snapshot: String,
+        /// Its digest, in words.
+        found: String,
+        /// The one that was known.
+        expected: String,
+    },
     /// An input changed between the plan and the reading of it.
     #[error("`{path}` changed while it was being read; run again when its writer is done")]
     Changed {

@@ -388,3 +388,55 @@ fn long_runs_of_ordinary_weights_are_exact() {
         }
     }
 }
+
+#[test]
+fn bf16_in_singles_is_exact_up_to_its_limits() {
+    let mut random = Random(11);
+    let mut ones = vec![vec![1; 2], vec![1; 3], vec![1; 5], vec![1; 8], vec![1; 64]];
+    ones.extend([
+        vec![3, 1],
+        vec![2, 5, 3],
+        vec![7, 9, 1, 15],
+        vec![1, 1, 2, 3, 5, 7, 11, 34],
+    ]);
+    for weights in ones {
+        let total: u64 = weights.iter().sum();
+        let bits = u64::from(64 - (total - 1).leading_zeros());
+        let mut lanes = vec![Vec::new(); weights.len()];
+        for _ in 0..2 * 1024 + 37 {
+            // Nine of ten elements lie where singles are exact; the others at and beyond the limits.
+            let (lowest, span) = match random.next() % 40 {
+                0 => (random.next() % 24, 16 - bits),
+                1 => (253 - 17 + random.next() % 2, 16 - bits),
+                2 => (1 + random.next() % 200, 18),
+                3 => (1 + random.next() % 253, 0),
+                _ => (100 + random.next() % 20, random.next() % (17 - bits)),
+            };
+            let ties = random.next().is_multiple_of(2);
+            for lane in &mut lanes {
+                let word = random.next();
+                let fraction = if ties {
+                    (word >> 8 & 1) << 6 | word >> 9 & 1
+                } else {
+                    word >> 8 & 0x7f
+                };
+                // Both ends of the span are met often.
+                let field =
+                    lowest + [0, span, (word >> 16) % (span + 1)][(word >> 32) as usize % 3];
+                let zero = (word >> 40).is_multiple_of(23);
+                let magnitude = if zero {
+                    0
+                } else {
+                    field.min(254) << 7 | fraction
+                };
+                lane.push(magnitude | (word & 1) << 15);
+            }
+        }
+        check(&Case {
+            inputs: lanes.into_iter().map(|lane| (Float::BF16, lane)).collect(),
+            weights: weights.into_iter().map(Weight::from).collect(),
+            out: Float::BF16,
+        })
+        .unwrap();
+    }
+}

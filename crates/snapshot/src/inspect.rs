@@ -1,9 +1,10 @@
 //! What a snapshot holds, with or without reading its data.
 
-use crate::digest::{self, Digest};
+use crate::digest::{self, Algorithm, Digest, Hasher};
 use crate::dtype::DType;
 use crate::error::SnapshotError;
 use crate::exact::{Value, decode, read_bits};
+use crate::header::TensorInfo;
 use crate::settings::thread_count;
 use crate::snapshot::Snapshot;
 use crate::source::SnapshotPath;
@@ -73,6 +74,8 @@ pub struct Inventory {
 pub struct InspectSettings {
     /// Read all data for digests and for counts of NaN and infinity.
     pub read_data: bool,
+    /// How the data is digested.
+    pub algorithm: Algorithm,
     /// Threads; `None` is one per processor.
     pub threads: Option<usize>,
 }
@@ -95,7 +98,7 @@ pub fn inspect_with(
 ) -> Result<Inventory, SnapshotError> {
     let snapshot = Snapshot::open(path)?;
     let scans = if settings.read_data {
-        Some(scan(&snapshot, settings.threads)?)
+        Some(scan(&snapshot, settings)?)
     } else {
         None
     };
@@ -135,12 +138,11 @@ pub fn inspect_with(
         ));
     }
     let digest = scans.as_ref().map(|scans| {
-        digest::of_tensors(
-            tensors
-                .iter()
-                .zip(scans)
-                .map(|(t, seen)| (t.name.as_str(), t.dtype, t.shape.as_slice(), seen.digest)),
-        )
+        let entries = tensors
+            .iter()
+            .zip(scans)
+            .map(|(t, seen)| (t.name.as_str(), t.dtype, t.shape.as_slice(), seen.digest));
+        digest::of_tensors(entries, settings.algorithm)
     });
     Ok(Inventory {
         location: snapshot.location(),
@@ -155,10 +157,7 @@ pub fn inspect_with(
             .iter()
             .flat_map(|shard| shard.header.metadata.clone())
             .collect(),
-        elements: snapshot
-            .tensors()
-            .map(crate::header::TensorInfo::elements)
-            .sum(),
+        elements: snapshot.tensors().map(TensorInfo::elements).sum(),
         bytes: snapshot.tensor_bytes(),
         tensors,
         dtypes,
@@ -183,13 +182,13 @@ struct Scan {
     infinite: u64,
 }
 
-fn scan(snapshot: &Snapshot, threads: Option<usize>) -> Result<Vec<Scan>, SnapshotError> {
+fn scan(snapshot: &Snapshot, settings: InspectSettings) -> Result<Vec<Scan>, SnapshotError> {
     let tensors: Vec<_> = snapshot.tensors().collect();
     let next = AtomicUsize::new(0);
     let scans: Mutex<Vec<Option<Result<Scan, SnapshotError>>>> =
         Mutex::new(tensors.iter().map(|_| None).collect());
     std::thread::scope(|scope| {
-        for _ in 0..thread_count(threads) {
+        for _ in 0..thread_count(settings.threads) {
             scope.spawn(|| {
                 let mut buffer = vec![0; 1 << 18];
                 let arch = pulp::Arch::new();
@@ -198,14 +197,8 @@ fn scan(snapshot: &Snapshot, threads: Option<usize>) -> Result<Vec<Scan>, Snapsh
                     let Some(tensor) = tensors.get(position) else {
                         return;
                     };
-                    let result = scan_tensor(
-                        snapshot,
-                        &tensor.name,
-                        tensor.dtype,
-                        tensor.bytes(),
-                        arch,
-                        &mut buffer,
-                    );
+                    let result =
+                        scan_tensor(snapshot, tensor, settings.algorithm, arch, &mut buffer);
                     scans.lock().unwrap_or_else(PoisonError::into_inner)[position] = Some(result);
                 }
             });
@@ -223,22 +216,22 @@ fn scan(snapshot: &Snapshot, threads: Option<usize>) -> Result<Vec<Scan>, Snapsh
 
 fn scan_tensor(
     snapshot: &Snapshot,
-    name: &str,
-    dtype: DType,
-    bytes: u64,
+    tensor: &TensorInfo,
+    algorithm: Algorithm,
     arch: pulp::Arch,
     buffer: &mut [u8],
 ) -> Result<Scan, SnapshotError> {
     let mut slices = Vec::new();
     let (mut nan, mut infinite) = (0, 0);
+    let (dtype, bytes) = (tensor.dtype, tensor.bytes());
     let slice_bytes = digest::slice_bytes(dtype);
-    let mut hasher = blake3::Hasher::new();
+    let mut hasher = Hasher::new(algorithm);
     let mut at = 0;
     while at < bytes {
         let in_slice = slice_bytes - at % slice_bytes;
         let length = (buffer.len() as u64).min(in_slice).min(bytes - at) as usize;
         let piece = &mut buffer[..length];
-        snapshot.read_tensor(name, at, piece)?;
+        snapshot.read_tensor(&tensor.name, at, piece)?;
         hasher.update(piece);
         if let Some(float) = dtype.float()
             && has_nonfinite(arch, float, piece)
@@ -253,12 +246,11 @@ fn scan_tensor(
         }
         at += length as u64;
         if at % slice_bytes == 0 || at == bytes {
-            slices.push(Digest(*hasher.finalize().as_bytes()));
-            hasher.reset();
+            slices.push(hasher.finish());
         }
     }
     Ok(Scan {
-        digest: digest::of_slices(&slices),
+        digest: digest::of_slices(&slices, algorithm),
         nan,
         infinite,
     })

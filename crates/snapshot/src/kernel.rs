@@ -15,9 +15,12 @@
 //!
 //! A block without that property is summed in doubles with an error bound; elements whose rounding the bound
 //! does not decide, and all blocks with NaN or infinity or of very wide exponents, go to [`crate::exact`].
+//!
+//! Most elements of BF16 do not even need doubles: see [`crate::narrow`].
 
 use crate::dtype::Float;
 use crate::exact::{self, Value};
+use crate::narrow::{MeanBf16, Narrow};
 use crate::vector::{AddMagnitudes, Extent, Lane, Round, accumulate, part};
 use crate::weights::Row;
 use pulp::Arch;
@@ -45,6 +48,7 @@ pub(crate) struct Weights {
     as_f64: Vec<f64>,
     total_f64: f64,
     total_bits: i32,
+    narrow: Option<Narrow>,
 }
 
 impl Weights {
@@ -54,6 +58,7 @@ impl Weights {
         Self {
             numbers: vec![number],
             as_f64: vec![number as f64],
+            narrow: None,
             ..Self::new(row)
         }
     }
@@ -65,6 +70,7 @@ impl Weights {
             as_f64: row.numbers().iter().map(|number| *number as f64).collect(),
             total_f64: row.total() as f64,
             total_bits: (128 - row.total().leading_zeros()) as i32,
+            narrow: Narrow::new(row.numbers(), row.total()),
         }
     }
 }
@@ -77,6 +83,7 @@ pub(crate) struct Kernel {
     low: Vec<u8>,
     high: Vec<u8>,
     terms: Vec<(Value, u128)>,
+    open: Vec<usize>,
 }
 
 /// Exponents of a block: every finite value is a multiple of `2^low` and below `2^high`.
@@ -96,6 +103,7 @@ impl Kernel {
             low: vec![0; BLOCK * 8],
             high: vec![0; BLOCK * 8],
             terms: Vec::new(),
+            open: Vec::new(),
         }
     }
 
@@ -111,20 +119,78 @@ impl Kernel {
         outputs: &mut [&mut [u8]],
     ) -> Seen {
         let mut seen = Seen::default();
+        let is_bf16 = out == Float::BF16 && lanes.iter().all(|lane| lane.float == out);
         let mut start = 0;
         while start < elements {
             let count = BLOCK.min(elements - start);
-            let span = self.span(lanes, start, count);
-            if span.nonfinite {
-                note_nonfinite(lanes, start, count, &mut seen);
-            }
+            // Looked at when an output asks for it first.
+            let mut known = None;
             for (weights, output) in rows.iter().zip(outputs.iter_mut()) {
                 let output = &mut output[start * out.bytes()..(start + count) * out.bytes()];
+                if let (true, Some(narrow)) = (is_bf16, &weights.narrow)
+                    && self.narrow(lanes, weights, narrow, start, output)
+                {
+                    continue;
+                }
+                let span = *known.get_or_insert_with(|| {
+                    let span = self.span(lanes, start, count);
+                    if span.nonfinite {
+                        note_nonfinite(lanes, start, count, &mut seen);
+                    }
+                    span
+                });
                 self.block(lanes, weights, span, start, count, out, output, &mut seen);
             }
             start += count;
         }
         seen
+    }
+
+    /// A block of BF16 in single precision, and its few open elements in doubles; `false` when it needs more.
+    fn narrow(
+        &mut self,
+        lanes: &[Lane<'_>],
+        weights: &Weights,
+        narrow: &Narrow,
+        start: usize,
+        output: &mut [u8],
+    ) -> bool {
+        let count = output.len() / 2;
+        self.arch.dispatch(MeanBf16 {
+            narrow,
+            lanes,
+            start,
+            output,
+            open: &mut self.open,
+        });
+        // Doubles are faster when many are open.
+        if self.open.len() > count / 4 + 31 {
+            return false;
+        }
+        for &element in &self.open {
+            let place = element * 2..element * 2 + 2;
+            let at = (start + element) * 2;
+            let (mut sum, mut smallest, mut largest) = (-0.0, u16::MAX, 0);
+            for (lane, weight) in lanes.iter().zip(&weights.as_f64) {
+                let bits = u16::from_le_bytes([lane.bytes[at], lane.bytes[at + 1]]);
+                let magnitude = bits & 0x7fff;
+                smallest = smallest.min(magnitude.wrapping_sub(1));
+                largest = largest.max(magnitude);
+                sum += f64::from(f32::from_bits(u32::from(bits) << 16)) * weight;
+            }
+            // As in `block`: 8 bits each, and the sum of the weights has 7 at most.
+            let (low, high) = ((smallest >> 7).max(1), largest >> 7);
+            if high == 255 || (largest > 0 && high - low.min(high) > 53 - 8 - 7) {
+                return false;
+            }
+            self.arch.dispatch(Round {
+                sum: &[sum],
+                divisor: weights.total_f64,
+                out: Float::BF16,
+                output: &mut output[place],
+            });
+        }
+        true
     }
 
     fn span(&self, lanes: &[Lane<'_>], start: usize, count: usize) -> Span {

@@ -42,6 +42,7 @@ mod error;
 mod exact;
 #[cfg(test)]
 mod exactness;
+mod fetch;
 mod header;
 mod inspect;
 mod kernel;
@@ -51,6 +52,7 @@ mod manifest;
 mod matrix;
 mod merge;
 mod mix;
+mod narrow;
 mod objects;
 mod parts;
 mod plan;
@@ -64,14 +66,16 @@ mod upload;
 mod vector;
 mod weights;
 mod worker;
+mod xxh3;
 
-pub use digest::{Digest, SLICE_ELEMENTS};
+pub use digest::{Algorithm, Digest, SLICE_ELEMENTS};
 pub use distance::{DistanceSettings, distance};
 pub use distance_report::{
     DistanceReport, LIKELY_COSINE, TensorDistance, UNLIKELY_COSINE, Verdict,
 };
 pub use dtype::{DType, Float};
 pub use error::{ErrorKind, HeaderFault, Problem, SnapshotError};
+pub use fetch::fetch;
 pub use header::{
     Header, MAX_HEADER_BYTES, TensorInfo, byte_length, header_length, parse_header, read_header,
     write_header,
@@ -84,9 +88,9 @@ pub use mix::{MAX_POINTS, Points, interpolate, mix, plan_interpolate, plan_mix};
 pub use objects::ObjectFolder;
 pub use parts::{assemble, average_slice, part_file};
 pub use plan::{MergePlan, Slice, plan_merge};
-pub use settings::{Action, LowRank, MergeSettings, TensorRule, Weights};
+pub use settings::{Action, Digests, LowRank, MergeSettings, TensorRule, Weights};
 pub use snapshot::{Shard, Snapshot};
 pub use source::{LocalFolder, RangeSource, SnapshotPath, SourceFile};
 pub use topology::{Schedule, Topology};
-pub use upload::{begin_upload, discard_upload, upload_group};
+pub use upload::{begin_upload, discard_upload, upload_group, upload_merged};
 pub use weights::{Row, SUM_TOLERANCE, Weight};

@@ -37,7 +37,7 @@ pub struct OutputRecord {
 /// What was merged, and how. The manifest file holds the same without the last five fields.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MergeReport {
-    /// `pmill-merge/1`.
+    /// `pmill-merge/2`; in `pmill-merge/1` digests were BLAKE3 and had no name before them.
     pub format: String,
     /// Name and version of the program.
     pub program: String,
@@ -77,6 +77,7 @@ pub struct MergeReport {
 }
 
 pub(crate) fn report(plan: &MergePlan, collected: &Collected) -> MergeReport {
+    let algorithm = plan.settings.digests.of_outputs();
     let named = || plan.tensors.iter().zip(&collected.tensors);
     let inputs = plan.inputs.iter().enumerate().map(|(position, input)| {
         let tensors: Option<Vec<_>> = named()
@@ -94,7 +95,7 @@ pub(crate) fn report(plan: &MergePlan, collected: &Collected) -> MergeReport {
         // Tensors that were left out were not read, so there is no digest of the whole.
         let digest = tensors
             .filter(|tensors| tensors.len() == input.tensors().count())
-            .map(|tensors| digest::of_tensors(tensors.into_iter()));
+            .map(|tensors| digest::of_tensors(tensors.into_iter(), algorithm));
         let sizes = input
             .shards
             .iter()
@@ -129,12 +130,12 @@ pub(crate) fn report(plan: &MergePlan, collected: &Collected) -> MergeReport {
                 .clone()
                 .map(|(name, _, _, digest)| (name.to_owned(), digest))
                 .collect(),
-            digest: digest::of_tensors(tensors),
+            digest: digest::of_tensors(tensors, algorithm),
         }
     });
     let outputs = outputs.collect();
     MergeReport {
-        format: "pmill-merge/1".to_owned(),
+        format: "pmill-merge/2".to_owned(),
         program: concat!("pmill ", env!("CARGO_PKG_VERSION")).to_owned(),
         fingerprint: plan.fingerprint,
         inputs,

@@ -142,6 +142,10 @@ pub(crate) fn merge_parts(
         .unwrap_or_else(PoisonError::into_inner)
         .finish()?;
     let mut report = manifest::report(plan, &collected);
+    if let Err(error) = plan.check_expected(&report) {
+        staging.discard()?;
+        return Err(error);
+    }
     let text = manifest::manifest(plan, &report)?;
     staging.publish(plan, &text)?;
     report.resumed_slices = resumed.into_inner();

@@ -7,7 +7,7 @@
 //!
 //! A part is one line of JSON (fingerprint, record with digests, lengths), then the bytes for each output.
 
-use crate::digest::{self, Digest};
+use crate::digest::{Digest, Hasher};
 use crate::error::SnapshotError;
 use crate::kernel::Weights;
 use crate::manifest::MergeReport;
@@ -159,7 +159,7 @@ pub(crate) fn read_part(
     }
     let mut buffer = vec![0; PIECE_BYTES];
     for (output, expected) in head.record.outputs.iter().enumerate() {
-        let (mut at, mut hasher) = (0, blake3::Hasher::new());
+        let (mut at, mut hasher) = (0, Hasher::new(expected.algorithm()));
         while at < slice.bytes {
             let length = PIECE_BYTES.min(usize::try_from(slice.bytes - at).unwrap_or(PIECE_BYTES));
             let piece = &mut buffer[..length];
@@ -168,7 +168,7 @@ pub(crate) fn read_part(
             sink(output, at, piece)?;
             at += length as u64;
         }
-        if digest::finish(&hasher) != *expected {
+        if hasher.finish() != *expected {
             return Err(wrong("its digest differs"));
         }
     }

@@ -5,15 +5,17 @@
 //! change the result.
 
 use crate::checks;
-use crate::digest::{self, Digest};
+use crate::digest::{self, Algorithm, Digest};
 use crate::dtype::Float;
 use crate::error::SnapshotError;
 use crate::header::TensorInfo;
+use crate::inspect::{InspectSettings, inspect_with};
 use crate::layout::{self, PlannedShard};
 use crate::lowrank;
+use crate::manifest::MergeReport;
 use crate::objects::ObjectFolder;
 use crate::resolve::Planner;
-use crate::settings::{Action, LowRank, MergeSettings};
+use crate::settings::{Action, Digests, LowRank, MergeSettings};
 use crate::snapshot::Snapshot;
 use crate::source::{SnapshotPath, join};
 use crate::weights::Row;
@@ -77,6 +79,8 @@ pub struct MergePlan {
     pub(crate) target: PathBuf,
     /// The prefix that holds the target, when it is in an object store.
     pub(crate) store: Option<Arc<dyn ObjectFolder>>,
+    /// What the inputs' digests must be; empty when anything will do.
+    pub(crate) expected: Vec<Digest>,
     pub(crate) outputs: Vec<PlannedOutput>,
     pub(crate) tensors: Vec<PlannedTensor>,
     pub(crate) shards: Vec<PlannedShard>,
@@ -109,6 +113,44 @@ impl MergePlan {
     pub fn onto(mut self, store: Arc<dyn ObjectFolder>) -> Self {
         self.store = Some(store);
         self
+    }
+
+    /// Has the merge refuse inputs with other digests than these, one for each input, before anything appears.
+    #[must_use]
+    pub fn expecting(mut self, digests: Vec<Digest>) -> Self {
+        self.expected = digests;
+        self
+    }
+
+    /// Compares the inputs' digests with those that were expected; what the merge did not digest is read again.
+    pub(crate) fn check_expected(&self, report: &MergeReport) -> Result<(), SnapshotError> {
+        for ((expected, input), record) in
+            self.expected.iter().zip(&self.inputs).zip(&report.inputs)
+        {
+            let same_kind = |digest: &Digest| digest.algorithm() == expected.algorithm();
+            let found = match record.digest.filter(same_kind) {
+                Some(digest) => digest,
+                None => {
+                    let settings = InspectSettings {
+                        read_data: true,
+                        algorithm: expected.algorithm(),
+                        threads: self.settings.threads,
+                    };
+                    let digest = inspect_with(input.path(), settings)?.digest;
+                    digest.ok_or_else(|| SnapshotError::Internal {
+                        what: "the data was read, but there is no digest".to_owned(),
+                    })?
+                }
+            };
+            if found != *expected {
+                return Err(SnapshotError::Unexpected {
+                    snapshot: input.location(),
+                    found: found.to_string(),
+                    expected: expected.to_string(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// The weights of each output, with the folder it goes to (empty for a plain merge).
@@ -161,7 +203,7 @@ impl MergePlan {
     }
 }
 
-fn is_file(target: &Path) -> bool {
+pub(crate) fn is_file(target: &Path) -> bool {
     target
         .extension()
         .is_some_and(|extension| extension == "safetensors")
@@ -350,6 +392,7 @@ pub(crate) fn plan_rows(
         settings: settings.clone(),
         target: output.to_owned(),
         store: None,
+        expected: Vec::new(),
         outputs,
         tensors,
         shards,
@@ -384,6 +427,11 @@ fn cut(tensors: &[PlannedTensor]) -> Vec<Slice> {
     slices
 }
 
+/// Plans are told apart by BLAKE3.
+fn plan_digest(bytes: &[u8]) -> Digest {
+    digest::of(bytes, Algorithm::Blake3)
+}
+
 fn fingerprint(
     inputs: &[Snapshot],
     settings: &MergeSettings,
@@ -403,7 +451,7 @@ fn fingerprint(
                         &shard.file.name,
                         shard.file.size,
                         &shard.file.version,
-                        digest::of(&shard.header.raw),
+                        plan_digest(&shard.header.raw),
                     )
                 })
                 .collect();
@@ -416,7 +464,7 @@ fn fingerprint(
             let files: BTreeMap<_, _> = output
                 .side_files
                 .iter()
-                .map(|(name, bytes)| (name, digest::of(bytes)))
+                .map(|(name, bytes)| (name, plan_digest(bytes)))
                 .collect();
             let numbers: Vec<_> = output
                 .row
@@ -442,11 +490,16 @@ fn fingerprint(
         .collect();
     let shards: Vec<_> = shards
         .iter()
-        .map(|shard| (&shard.file, digest::of(&shard.header)))
+        .map(|shard| (&shard.file, plan_digest(&shard.header)))
         .collect();
+    // As it was written when BLAKE3 was all there was, so that what was begun then goes on.
+    let digests = match settings.digests {
+        Digests::All(Algorithm::Blake3) => serde_json::Value::Bool(true),
+        other => serde_json::json!(other),
+    };
     let text = serde_json::json!({
         "format": 1, "inputs": inputs, "outputs": outputs, "tensors": tensors, "shards": shards,
-        "allow_nonfinite": settings.allow_nonfinite, "digests": settings.digests,
+        "allow_nonfinite": settings.allow_nonfinite, "digests": digests,
     });
-    digest::of(text.to_string().as_bytes())
+    plan_digest(text.to_string().as_bytes())
 }

@@ -1,5 +1,6 @@
 //! What a merge is told: one typed struct, read from flags, pipeline files or JSON alike.
 
+use crate::digest::Algorithm;
 use crate::dtype::DType;
 use crate::error::SnapshotError;
 use crate::weights::{Row, Weight};
@@ -102,6 +103,77 @@ pub enum LowRank {
     Products,
 }
 
+/// What is digested, and how: `xxh3-128`, `blake3` or `none`.
+///
+/// The output is digested in any case, so that a merge that was killed can go on; with `none` by XXH3. Where a
+/// switch stood before, `true` means the default and `false` none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Digests {
+    /// The inputs are not digested.
+    None,
+    /// Every input is digested while it is read.
+    All(Algorithm),
+}
+
+impl Default for Digests {
+    fn default() -> Self {
+        Self::All(Algorithm::default())
+    }
+}
+
+impl Digests {
+    /// How inputs are digested, if at all.
+    #[must_use]
+    pub fn of_inputs(self) -> Option<Algorithm> {
+        match self {
+            Self::None => None,
+            Self::All(algorithm) => Some(algorithm),
+        }
+    }
+
+    /// How outputs are.
+    #[must_use]
+    pub fn of_outputs(self) -> Algorithm {
+        self.of_inputs().unwrap_or_default()
+    }
+}
+
+impl Serialize for Digests {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.of_inputs().map_or("none", Algorithm::name))
+    }
+}
+
+impl<'de> Deserialize<'de> for Digests {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Switch(bool),
+            Name(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Switch(true) => Ok(Self::default()),
+            Written::Switch(false) => Ok(Self::None),
+            Written::Name(name) => name.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+impl std::str::FromStr for Digests {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "none" => Ok(Self::None),
+            name => name
+                .parse()
+                .map(Self::All)
+                .map_err(|_| format!("`{name}`: expected the digests xxh3-128, blake3 or none")),
+        }
+    }
+}
+
 /// Settings of a merge.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -129,8 +201,8 @@ pub struct MergeSettings {
     pub overwrite: bool,
     /// Have the output on the disk before it gets its name. Without it a power cut may lose a finished merge.
     pub sync: bool,
-    /// Digest every input while it is read, for the manifest.
-    pub digests: bool,
+    /// The digests of inputs and output in the manifest.
+    pub digests: Digests,
     /// Threads that compute; `None` is one per processor.
     pub threads: Option<usize>,
     /// Bytes that the buffers of all threads may take.
@@ -151,7 +223,7 @@ impl Default for MergeSettings {
             max_shard_bytes: None,
             overwrite: false,
             sync: true,
-            digests: true,
+            digests: Digests::default(),
             threads: None,
             memory_limit_bytes: 128 << 20,
         }
@@ -191,11 +263,36 @@ mod tests {
         )
         .unwrap();
         assert_eq!(settings.weights.row(2).unwrap().numbers(), [1, 3]);
+        assert_eq!(settings.digests, Digests::All(Algorithm::Xxh3));
         assert!(settings.weights.row(3).is_err());
         let text = serde_json::to_string(&settings).unwrap();
         assert_eq!(
             serde_json::from_str::<MergeSettings>(&text).unwrap(),
             settings
+        );
+    }
+    #[test]
+    fn digests_read_by_name_and_as_the_switch_they_were() {
+        let read = |text: &str| {
+            let settings: MergeSettings = serde_json::from_str(&format!("{{\"digests\": {text}}}"))
+                .map_err(|e| e.to_string())?;
+            Ok::<_, String>(settings.digests)
+        };
+        assert_eq!(read("true"), Ok(Digests::All(Algorithm::Xxh3)));
+        assert_eq!(read("false"), Ok(Digests::None));
+        assert_eq!(read("\"none\""), Ok(Digests::None));
+        assert_eq!(read("\"xxh3\""), Ok(Digests::All(Algorithm::Xxh3)));
+        for digests in [
+            Digests::None,
+            Digests::All(Algorithm::Xxh3),
+            Digests::All(Algorithm::Blake3),
+        ] {
+            assert_eq!(read(&serde_json::to_string(&digests).unwrap()), Ok(digests));
+        }
+        let wrong = read("\"md5\"").unwrap_err();
+        assert!(
+            wrong.contains("`md5`: expected the digests xxh3-128, blake3 or none"),
+            "{wrong}"
         );
     }
 }

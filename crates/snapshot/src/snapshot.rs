@@ -300,6 +300,11 @@ impl Snapshot {
         self.path.location()
     }
 
+    /// The place as it was opened.
+    pub(crate) fn path(&self) -> &SnapshotPath {
+        &self.path
+    }
+
     /// The tensor of this name and the shard that holds it.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<(&Shard, &TensorInfo)> {

@@ -11,7 +11,7 @@
 //! are written, everything is synced, the files get their names, and one rename publishes the folder.
 
 use crate::checks::MANIFEST;
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::error::SnapshotError;
 use crate::layout;
 use crate::plan::{MergePlan, Slice};
@@ -74,15 +74,20 @@ pub(crate) fn staging_folder(target: &Path) -> PathBuf {
 
 /// The manifest of a target, inside a folder or beside a file.
 pub(crate) fn manifest_path(plan: &MergePlan) -> PathBuf {
-    if plan.is_file() {
-        let name = plan
-            .target
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        plan.target.with_file_name(format!("{name}.{MANIFEST}"))
-    } else {
-        plan.target.join(MANIFEST)
+    let name = manifest_name(&plan.target);
+    match plan.is_file() {
+        true => plan.target.with_file_name(name),
+        false => plan.target.join(name),
+    }
+}
+
+/// The name of a target's manifest, inside a folder or beside a file.
+pub(crate) fn manifest_name(target: &Path) -> String {
+    match target.file_name() {
+        Some(name) if crate::plan::is_file(target) => {
+            format!("{}.{MANIFEST}", name.to_string_lossy())
+        }
+        _ => MANIFEST.to_owned(),
     }
 }
 
@@ -270,7 +275,7 @@ impl Staging {
         }
         buffer.resize(buffer.len().max(256 << 10), 0);
         for (output, expected) in record.outputs.iter().enumerate() {
-            let mut hasher = blake3::Hasher::new();
+            let mut hasher = Hasher::new(expected.algorithm());
             let mut at = 0;
             while at < slice.bytes {
                 let length = buffer
@@ -284,7 +289,7 @@ impl Staging {
                 hasher.update(&buffer[..length]);
                 at += length as u64;
             }
-            if Digest(*hasher.finalize().as_bytes()) != *expected {
+            if hasher.finish() != *expected {
                 return Ok(false);
             }
         }

@@ -3,7 +3,7 @@
 //! Held: a piece of every input and output, within the worker's share of the memory limit (a stacked adapter
 //! tensor is held whole).
 
-use crate::digest::{self, Digest};
+use crate::digest::{self, Digest, Hasher};
 use crate::dtype::{DType, Float};
 use crate::error::SnapshotError;
 use crate::kernel::{BLOCK, Kernel, Seen, Weights};
@@ -93,9 +93,17 @@ impl<'a> Worker<'a> {
             .filter(|output| copies[*output].is_none())
             .collect();
 
-        let mut input_hashers: Vec<_> = plan.inputs.iter().map(|_| blake3::Hasher::new()).collect();
-        let mut output_hashers: Vec<_> =
-            plan.outputs.iter().map(|_| blake3::Hasher::new()).collect();
+        let digests = plan.settings.digests;
+        let mut input_hashers: Vec<Option<Hasher>> = plan
+            .inputs
+            .iter()
+            .map(|_| digests.of_inputs().map(Hasher::new))
+            .collect();
+        let mut output_hashers: Vec<Hasher> = plan
+            .outputs
+            .iter()
+            .map(|_| Hasher::new(digests.of_outputs()))
+            .collect();
         let mut record = Record {
             slice: slice.index,
             inputs: Vec::new(),
@@ -116,7 +124,8 @@ impl<'a> Worker<'a> {
                 buffer.resize(step * float.bytes(), 0);
                 let buffer = &mut buffer[..elements * float.bytes()];
                 input.read_tensor(&info.name, (first + at) * float.bytes() as u64, buffer)?;
-                if plan.settings.digests {
+                // While the bytes are in the cache that they were copied to.
+                if let Some(hasher) = hasher {
                     hasher.update(buffer);
                 }
             }
@@ -154,12 +163,11 @@ impl<'a> Worker<'a> {
             }
             at += elements as u64;
         }
-        let finish = |hasher: &blake3::Hasher| Digest(*hasher.finalize().as_bytes());
         record.inputs = input_hashers
-            .iter()
-            .map(|hasher| plan.settings.digests.then(|| finish(hasher)))
+            .iter_mut()
+            .map(|hasher| hasher.as_mut().map(Hasher::finish))
             .collect();
-        record.outputs = output_hashers.iter().map(finish).collect();
+        record.outputs = output_hashers.iter_mut().map(Hasher::finish).collect();
         Ok(record)
     }
 
@@ -205,10 +213,12 @@ impl<'a> Worker<'a> {
     ) -> Result<Record, SnapshotError> {
         let plan = self.plan;
         let name = &plan.tensors[slice.tensor].info.name;
+        let algorithm = plan.settings.digests.of_outputs();
+        let of_inputs = plan.settings.digests.of_inputs().is_some();
         let mut record = Record {
             slice: slice.index,
             inputs: vec![None; plan.inputs.len()],
-            outputs: vec![Digest([0; 32]); plan.outputs.len()],
+            outputs: vec![Digest::zero(algorithm); plan.outputs.len()],
             whole: Vec::new(),
             nonfinite: 0,
             exact: 0,
@@ -223,7 +233,7 @@ impl<'a> Worker<'a> {
                 continue;
             }
             self.copy.resize(piece.max(self.copy.len()), 0);
-            let mut hasher = blake3::Hasher::new();
+            let mut hasher = Hasher::new(algorithm);
             let mut at = 0;
             while at < slice.bytes {
                 let length = piece.min(usize::try_from(slice.bytes - at).unwrap_or(piece));
@@ -235,14 +245,14 @@ impl<'a> Worker<'a> {
                 }
                 at += length as u64;
             }
-            let digest = Digest(*hasher.finalize().as_bytes());
-            record.inputs[source] = plan.settings.digests.then_some(digest);
+            let digest = hasher.finish();
+            record.inputs[source] = of_inputs.then_some(digest);
             readers
                 .iter()
                 .for_each(|output| record.outputs[*output] = digest);
         }
         // Without a rule the inputs agree, as the plan has checked, so one digest is that of all.
-        if from.is_none() && plan.settings.digests {
+        if from.is_none() && of_inputs {
             let digest = record.inputs.iter().flatten().next().copied();
             record
                 .inputs
@@ -280,11 +290,10 @@ impl<'a> Worker<'a> {
                 })?;
             let mut bytes = vec![0; usize::try_from(tensor.bytes()).unwrap_or(usize::MAX)];
             input.read_tensor(&info.name, 0, &mut bytes)?;
-            record.inputs.push(
-                plan.settings
-                    .digests
-                    .then(|| digest::of_tensor(&bytes, tensor.dtype)),
-            );
+            let digests = plan.settings.digests.of_inputs();
+            record
+                .inputs
+                .push(digests.map(|algorithm| digest::of_tensor(&bytes, tensor.dtype, algorithm)));
             let float = tensor.dtype.float().unwrap_or(out);
             blocks.push((bytes, float, tensor.shape.clone()));
         }
@@ -338,8 +347,11 @@ impl<'a> Worker<'a> {
                     }
                 }
             }
-            record.outputs.push(digest::of(&whole));
-            record.whole.push(digest::of_tensor(&whole, info.dtype));
+            let algorithm = plan.settings.digests.of_outputs();
+            record.outputs.push(digest::of(&whole, algorithm));
+            record
+                .whole
+                .push(digest::of_tensor(&whole, info.dtype, algorithm));
             sink(output, 0, &whole)?;
         }
         Ok(record)

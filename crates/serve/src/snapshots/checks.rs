@@ -6,10 +6,13 @@
 use super::error::MergeServiceError;
 use pmill_engine::snapshots::is_remote;
 use pmill_snapshot::{
-    Action, Digest, InspectSettings, MergeSettings, SnapshotError, SnapshotPath, TensorRule,
-    Weights, inspect_with, plan_merge,
+    Action, Algorithm, Digest, InspectSettings, MergeSettings, SnapshotError, SnapshotPath,
+    TensorRule, Weights, inspect_with, plan_merge,
 };
 use std::path::{Component, Path, PathBuf};
+
+/// How the service digests what agents publish and what it makes of it: others may write where the snapshots are.
+pub(super) const ALGORITHM: Algorithm = Algorithm::Blake3;
 
 /// The folders below which agents may publish: paths that exist, and URIs of an object store.
 #[derive(Debug, Clone)]
@@ -57,6 +60,54 @@ impl Places {
         Ok(Self {
             roots: roots.iter().map(whole).collect::<Result<_, _>>()?,
         })
+    }
+
+    /// Prefixes of object stores in which merged snapshots may appear; none is no error.
+    ///
+    /// # Errors
+    /// A place that is no URI of a store that this build writes.
+    pub fn of_outputs(roots: &[PathBuf]) -> Result<Self, MergeServiceError> {
+        if let Some(local) = roots.iter().find(|root| !is_remote(root)) {
+            return Err(MergeServiceError::invalid(format!(
+                "the output root `{}` is no s3://BUCKET/KEY; without one merged snapshots appear in the warehouse",
+                local.display()
+            )));
+        }
+        match roots {
+            [] => Ok(Self { roots: Vec::new() }),
+            roots => Self::new(roots),
+        }
+    }
+
+    /// The URI at which a run's merged snapshot is to appear: below a root, not the root itself.
+    ///
+    /// # Errors
+    /// No URI of a store, or one outside of the roots.
+    pub fn output(&self, uri: &str) -> Result<String, MergeServiceError> {
+        if self.roots.is_empty() {
+            return Err(MergeServiceError::invalid(format!(
+                "output `{uri}`: this service writes to its warehouse only; start it with --output-root s3://BUCKET/KEY, or announce the run without an output"
+            )));
+        }
+        let place = plain_uri(uri).filter(|place| is_remote(place));
+        let below = |place: &PathBuf| {
+            let mut roots = self.roots.iter();
+            roots.any(|root| place.starts_with(root) && place != root)
+        };
+        match place.filter(below) {
+            Some(place) => Ok(place.display().to_string()),
+            None => {
+                let roots: Vec<_> = self
+                    .roots
+                    .iter()
+                    .map(|root| root.display().to_string())
+                    .collect();
+                Err(MergeServiceError::invalid(format!(
+                    "output `{uri}`: expected s3://BUCKET/KEY below {}",
+                    roots.join(" or ")
+                )))
+            }
+        }
     }
 
     /// The path that a URI names: absolute, `file://`, or relative to the first root that is a path. Links are
@@ -142,6 +193,7 @@ pub fn arrival(
         path,
         InspectSettings {
             read_data: true,
+            algorithm: ALGORITHM,
             threads: settings.threads,
         },
     )?;
@@ -220,5 +272,33 @@ mod tests {
         let scheme = places.resolve("http://host/x").unwrap_err().to_string();
         assert!(scheme.contains("not `http`"), "{scheme}");
         assert!(Places::new(&[]).is_err());
+    }
+
+    #[test]
+    fn outputs_lie_below_the_output_roots() {
+        let none = Places::of_outputs(&[]).unwrap();
+        assert!(
+            none.output("s3://b/x")
+                .unwrap_err()
+                .to_string()
+                .contains("--output-root")
+        );
+        assert!(Places::of_outputs(&["/models".into()]).is_err());
+        if !is_remote(Path::new("s3://b/x")) {
+            return; // a build without stores
+        }
+        let places = Places::of_outputs(&["s3://b/out/".into()]).unwrap();
+        assert_eq!(places.output("s3://b/out//run").unwrap(), "s3://b/out/run");
+        for outside in [
+            "s3://b/out",
+            "s3://b/output/x",
+            "s3://b/out/../x",
+            "s3://c/out/x",
+            "/out/x",
+            "out/x",
+        ] {
+            let error = places.output(outside).unwrap_err().to_string();
+            assert!(error.contains("below s3://b/out"), "{outside}: {error}");
+        }
     }
 }

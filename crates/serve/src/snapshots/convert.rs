@@ -8,18 +8,17 @@ use pmill_snapshot::{
     Digest, LowRank, MAX_AGENTS, MergeSettings, MixingMatrix, Schedule, Topology,
 };
 
-/// Reads 64 hex digits.
+/// Reads a BLAKE3 digest, with or without its name.
 pub(super) fn digest(text: &str) -> Result<Option<Digest>, MergeServiceError> {
     if text.is_empty() {
         return Ok(None);
     }
-    serde_json::from_value(serde_json::Value::String(text.to_owned()))
-        .map(Some)
-        .map_err(|_| {
-            MergeServiceError::invalid(format!(
-                "digest `{text}`: expected 64 hex digits, as `pmill snapshot inspect --data` prints them, or nothing"
-            ))
-        })
+    match text.parse() {
+        Ok(digest @ Digest::Blake3(_)) => Ok(Some(digest)),
+        _ => Err(MergeServiceError::invalid(format!(
+            "digest `{text}`: expected blake3: and 64 hex digits, as `pmill snapshot inspect --data --digest blake3` prints it, or nothing"
+        ))),
+    }
 }
 
 fn whole(number: u32) -> usize {
@@ -161,6 +160,7 @@ pub(super) fn announcement(
         weighting,
         settings: settings(request.options.unwrap_or_default())?,
         mixing: request.mixing.map(mixing).transpose()?,
+        output: (!request.output.is_empty()).then_some(request.output),
         deadline_unix_ms: None,
     })
 }

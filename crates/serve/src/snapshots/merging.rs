@@ -1,28 +1,42 @@
 //! The one merge of a run: averages what was decided, and makes sure that it is what was checked.
 
+use super::checks::ALGORITHM;
 use super::error::MergeServiceError;
 use super::files;
 use super::record::{Announcement, Decision, Outcome, Weighting};
 use super::registry::Limits;
 use pmill_engine::{error::chain, snapshots};
 use pmill_snapshot::{
-    ErrorKind, InspectSettings, MergeReport, MergeSettings, SnapshotPath, Weight, Weights,
-    inspect_with, plan_merge,
+    Digest, Digests, ErrorKind, MergeReport, MergeSettings, SnapshotError, Weight, Weights,
+    discard_upload, plan_merge,
 };
 use std::path::{Path, PathBuf};
 
+/// A merge that was decided.
+#[derive(Debug, Clone, Copy)]
+pub struct Job<'a> {
+    /// Paths or URIs.
+    pub inputs: &'a [PathBuf],
+    /// Their digests, as they were checked on arrival.
+    pub digests: &'a [Digest],
+    /// The folder or object that is to appear.
+    pub output: &'a Path,
+    /// A local folder of this run alone, for what a merge needs meanwhile.
+    pub folder: &'a Path,
+    /// How to merge.
+    pub settings: &'a MergeSettings,
+}
+
 /// Runs the one merge of a run, somewhere.
 pub trait Merger: Send + Sync + std::fmt::Debug {
-    /// Averages `inputs` (paths or URIs) into the folder `output`, which appears whole or not at all; goes on
-    /// where an earlier call stopped. `go_on` is asked now and then.
+    /// Averages the inputs into the output, which appears whole or not at all, and not when an input has another
+    /// digest; goes on where an earlier call stopped. `go_on` is asked now and then.
     ///
     /// # Errors
     /// Those of [`pmill_snapshot::merge`]; [`MergeServiceError::NotNow`] for what may pass.
     fn merge(
         &self,
-        inputs: &[PathBuf],
-        output: &Path,
-        settings: &MergeSettings,
+        job: Job<'_>,
         go_on: &(dyn Fn() -> bool + Sync),
     ) -> Result<MergeReport, MergeServiceError>;
 }
@@ -34,20 +48,25 @@ pub struct InProcess;
 impl Merger for InProcess {
     fn merge(
         &self,
-        inputs: &[PathBuf],
-        output: &Path,
-        settings: &MergeSettings,
+        job: Job<'_>,
         go_on: &(dyn Fn() -> bool + Sync),
     ) -> Result<MergeReport, MergeServiceError> {
-        let plan = plan_merge(&snapshots::open_all(inputs)?, output, settings)?;
-        Ok(pmill_snapshot::merge(&plan, &|_| go_on())?)
+        let inputs = snapshots::open_all(job.inputs)?;
+        let plan = snapshots::at_its_target(plan_merge(&inputs, job.output, job.settings)?)?;
+        let plan = plan.expecting(job.digests.to_vec());
+        match pmill_snapshot::merge(&plan, &|_| go_on()) {
+            Err(error) if error.kind() == ErrorKind::User => {
+                // What is staged helps nobody any more.
+                discard_upload(&plan)?;
+                Err(error.into())
+            }
+            other => Ok(other?),
+        }
     }
 }
 
-/// Merges into `folder/merged`, which appears whole or not at all.
-///
-/// The merge grows in `folder/unchecked`, so that a run whose inputs changed after they were published never
-/// shows a model.
+/// Merges to where the run was announced to go, or into `folder/merged`; the model appears whole or not at all, and
+/// not when an input has changed since it was checked.
 ///
 /// # Errors
 /// Only what trying again may help with.
@@ -59,82 +78,91 @@ pub(super) fn merge(
     merger: &dyn Merger,
     go_on: &(dyn Fn() -> bool + Sync),
 ) -> Result<Outcome, MergeServiceError> {
-    match merge_checked(folder, announcement, decision, limits, merger, go_on) {
+    let merged = folder.join("merged");
+    match merge_checked(
+        folder,
+        &merged,
+        announcement,
+        decision,
+        limits,
+        merger,
+        go_on,
+    ) {
         Err(error) if error.kind() != ErrorKind::NotNow => {
-            // What is staged helps nobody any more.
-            pmill_snapshot::discard_staging(&folder.join("unchecked"))?;
-            Ok(Outcome::Failed {
-                message: chain(&error),
-            })
+            pmill_snapshot::discard_staging(&merged)?;
+            let message = match changed(decision, &error) {
+                Some(message) => message,
+                None => chain(&error),
+            };
+            Ok(Outcome::Failed { message })
         }
         other => other,
     }
 }
 
+/// What a run says whose snapshot is no longer the one that was published.
+fn changed(decision: &Decision, error: &MergeServiceError) -> Option<String> {
+    let MergeServiceError::Snapshot(SnapshotError::Unexpected { snapshot, .. }) = error else {
+        return None;
+    };
+    let record = decision
+        .merged
+        .iter()
+        .find(|record| record.uri == *snapshot)?;
+    Some(format!(
+        "`{}` of agent `{}` changed after it was published with the digest {}; announce a new run and leave published snapshots alone",
+        record.uri, record.agent, record.digest
+    ))
+}
+
 fn merge_checked(
     folder: &Path,
+    merged: &Path,
     announcement: &Announcement,
     decision: &Decision,
     limits: Limits,
     merger: &dyn Merger,
     go_on: &(dyn Fn() -> bool + Sync),
 ) -> Result<Outcome, MergeServiceError> {
-    let merged = folder.join("merged");
     if let Some(report) = files::get::<MergeReport>(&merged.join("pmill-merge.json"))? {
-        // Renamed and then killed before the outcome was written.
-        return outcome(&merged, &report);
+        // Merged and then killed before the outcome was written.
+        return outcome(merged, &report);
     }
     let mut settings = announcement.settings.clone();
     settings.threads = limits.threads;
     if let Some(bytes) = limits.memory_limit_bytes {
         settings.memory_limit_bytes = bytes;
     }
-    settings.digests = true;
+    settings.digests = Digests::All(ALGORITHM);
     settings.sync = true;
     settings.weights = match announcement.weighting {
         Weighting::Uniform => Weights::Uniform,
-        Weighting::Examples => Weights::Examples(
-            decision
+        Weighting::Examples => {
+            let examples = decision
                 .merged
                 .iter()
-                .map(|record| Weight::from(record.examples))
-                .collect(),
-        ),
+                .map(|record| Weight::from(record.examples));
+            Weights::Examples(examples.collect())
+        }
     };
-    let inputs: Vec<PathBuf> = decision
-        .merged
-        .iter()
+    let records = decision.merged.iter();
+    let inputs: Vec<PathBuf> = records
+        .clone()
         .map(|record| PathBuf::from(&record.uri))
         .collect();
-    let unchecked = folder.join("unchecked");
-    let report = match merger.merge(&inputs, &unchecked, &settings, go_on) {
-        Err(error) if unchecked.exists() && error.kind() == ErrorKind::User => {
-            // Of a plan that no longer holds: the inputs have changed since, and will be found out.
-            remove(&unchecked)?;
-            merger.merge(&inputs, &unchecked, &settings, go_on)?
-        }
-        other => other?,
-    };
-    let inputs = snapshots::open_all(&inputs)?;
-    if let Err(error) = same_as_published(decision, &inputs, &report, &settings) {
-        remove(&unchecked)?;
-        return Err(error);
-    }
-    std::fs::rename(&unchecked, &merged).map_err(|source| MergeServiceError::Storage {
-        action: "write",
-        path: merged.clone(),
-        source,
-    })?;
-    files::sync_folder(folder)?;
-    outcome(&merged, &report)
-}
-
-fn remove(folder: &Path) -> Result<(), MergeServiceError> {
-    std::fs::remove_dir_all(folder).map_err(|source| MergeServiceError::Storage {
-        action: "write",
-        path: folder.to_owned(),
-        source,
-    })
+    let digests: Vec<Digest> = records.map(|record| record.digest).collect();
+    let output = announcement.output.as_ref().map_or(merged, Path::new);
+    let report = merger.merge(
+        Job {
+            inputs: &inputs,
+            digests: &digests,
+            output,
+            folder,
+            settings: &settings,
+        },
+        go_on,
+    )?;
+    outcome(output, &report)
 }
 
 fn outcome(merged: &Path, report: &MergeReport) -> Result<Outcome, MergeServiceError> {
@@ -149,33 +177,4 @@ fn outcome(merged: &Path, report: &MergeReport) -> Result<Outcome, MergeServiceE
         digest: output.digest,
         weights: output.weights.clone(),
     })
-}
-
-/// Refuses a merge of other bytes than those that were checked on arrival.
-fn same_as_published(
-    decision: &Decision,
-    inputs: &[SnapshotPath],
-    report: &MergeReport,
-    settings: &MergeSettings,
-) -> Result<(), MergeServiceError> {
-    for ((record, input), merged) in decision.merged.iter().zip(inputs).zip(&report.inputs) {
-        let digest = match merged.digest {
-            Some(digest) => Some(digest),
-            // A rule left some tensors unread, so the merge has no digest of the whole.
-            None => {
-                let inspect = InspectSettings {
-                    read_data: true,
-                    threads: settings.threads,
-                };
-                inspect_with(input, inspect)?.digest
-            }
-        };
-        if digest != Some(record.digest) {
-            return Err(MergeServiceError::invalid(format!(
-                "`{}` of agent `{}` changed after it was published with the digest {}; announce a new run and leave published snapshots alone",
-                record.uri, record.agent, record.digest
-            )));
-        }
-    }
-    Ok(())
 }

@@ -10,7 +10,7 @@
 //! agents/A.json   what agent A published
 //! decision.json   who is merged; no publication is taken after it
 //! outcome.json    the merged snapshot, or why there is none
-//! merged/         the merged snapshot
+//! merged/         the merged snapshot, unless the run was announced with a place in an object store
 //! ```
 //!
 //! Held in memory: those records. Merges run one after the other, checks two at a time.
@@ -40,6 +40,6 @@ fn choose_cryptography() {
 
 pub use client::{Client, ClientSettings};
 pub use error::MergeServiceError;
-pub use merging::{InProcess, Merger};
+pub use merging::{InProcess, Job, Merger};
 pub use registry::Registry;
 pub use server::{ServerSettings, serve};

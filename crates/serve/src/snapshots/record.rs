@@ -89,6 +89,9 @@ pub struct Announcement {
     pub settings: MergeSettings,
     /// The peer table.
     pub mixing: Option<Mixing>,
+    /// Where the merged snapshot is to appear, a URI of an object store; in the warehouse without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
     /// Unix time of the deadline in milliseconds.
     pub deadline_unix_ms: Option<u64>,
 }
@@ -370,6 +373,7 @@ mod tests {
             weighting: Weighting::Uniform,
             settings: MergeSettings::default(),
             mixing: None,
+            output: None,
             deadline_unix_ms: match rule {
                 Rule::Deadline { seconds, .. } => Some(seconds * 1000),
                 _ => None,
@@ -382,7 +386,7 @@ mod tests {
             agent: agent.to_string(),
             uri: format!("/a/{agent}"),
             step: 1,
-            digest: Digest([agent as u8; 32]),
+            digest: Digest::Blake3([agent as u8; 32]),
             examples: 0,
         };
         RunState {

@@ -83,6 +83,7 @@ impl Cell {
 pub struct Registry {
     folder: PathBuf,
     places: Places,
+    outputs: Places,
     limits: Limits,
     merger: Arc<dyn Merger>,
     runs: Mutex<BTreeMap<String, Arc<Cell>>>,
@@ -107,6 +108,7 @@ impl Registry {
     pub fn open(
         warehouse: &str,
         places: Places,
+        outputs: Places,
         limits: Limits,
         merger: Arc<dyn Merger>,
     ) -> Result<Self, MergeServiceError> {
@@ -138,6 +140,7 @@ impl Registry {
         Ok(Self {
             folder,
             places,
+            outputs,
             limits,
             merger,
             runs: Mutex::new(runs),
@@ -162,7 +165,8 @@ impl Registry {
     /// Opens a run; the deadline counts from `now_unix_ms`.
     ///
     /// # Errors
-    /// Those of [`Announcement::check`]; another announcement under the same name.
+    /// Those of [`Announcement::check`]; another announcement under the same name; an output that may not be, that
+    /// exists, or that is another run's.
     pub fn announce(
         &self,
         mut announcement: Announcement,
@@ -172,6 +176,16 @@ impl Registry {
         if let Rule::Deadline { seconds, .. } = announcement.rule {
             let deadline = now_unix_ms.saturating_add(seconds.saturating_mul(1000));
             announcement.deadline_unix_ms = Some(deadline);
+        }
+        if let Some(output) = &mut announcement.output {
+            *output = self.outputs.output(output)?;
+            // Said when the run begins, and not when its agents have trained.
+            let is_new = !self.runs().contains_key(&announcement.run);
+            if is_new && snapshots::is_taken(Path::new(output))? {
+                return Err(MergeServiceError::Conflict {
+                    what: format!("output `{output}` exists already; remove it or choose another"),
+                });
+            }
         }
         let mut runs = self.runs();
         if let Some(cell) = runs.get(&announcement.run) {
@@ -185,6 +199,19 @@ impl Registry {
                     announcement.run
                 ),
             });
+        }
+        if let Some(output) = &announcement.output {
+            let within = |a: &str, b: &str| Path::new(a).starts_with(b);
+            let others = runs.values().filter_map(|cell| {
+                let other = &cell.state().announcement;
+                let place = other.output.as_deref()?;
+                (within(place, output) || within(output, place)).then(|| other.run.clone())
+            });
+            if let Some(other) = others.take(1).next() {
+                return Err(MergeServiceError::Conflict {
+                    what: format!("output `{output}` is that of run `{other}`; choose another"),
+                });
+            }
         }
         if runs.len() >= MAX_RUNS {
             return Err(MergeServiceError::Full {

@@ -44,6 +44,8 @@ pub struct ServerSettings {
     pub warehouse: String,
     /// Folders below which agents may publish.
     pub roots: Vec<PathBuf>,
+    /// Prefixes of object stores below which runs may have their merged snapshots appear.
+    pub output_roots: Vec<PathBuf>,
     /// Address; port 0 takes a free one.
     pub listen: SocketAddr,
     /// File with one token a line; `#` begins a comment.
@@ -174,6 +176,7 @@ impl ServerSettings {
             read_tokens(file)?;
         }
         Places::new(&self.roots)?;
+        Places::of_outputs(&self.output_roots)?;
         Ok(())
     }
 }
@@ -214,6 +217,7 @@ async fn run(
     let registry = Arc::new(Registry::open(
         &settings.warehouse,
         places,
+        Places::of_outputs(&settings.output_roots)?,
         settings.limits,
         Arc::clone(&settings.merger),
     )?);

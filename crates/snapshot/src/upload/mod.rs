@@ -13,10 +13,12 @@
 //! index; then the uploads are completed. Until the last of them is, no weight file or not all that the index
 //! names are there, so that nothing loads. Held: for each worker a group of every output.
 
+mod copy;
 mod groups;
 mod stage;
 mod standing;
 
+pub use copy::upload_merged;
 pub(crate) use standing::published;
 
 use crate::collect::Collector;
@@ -94,6 +96,10 @@ pub(crate) fn merge(
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
     let mut report = manifest::report(plan, &collector.finish()?);
+    if let Err(error) = plan.check_expected(&report) {
+        clear(store, &stage.prefix, Some(&stage.begun))?;
+        return Err(error);
+    }
     stage.publish(manifest::manifest(plan, &report)?, &parts)?;
     report.resumed_slices = resumed.into_inner();
     report.seconds = started.elapsed().as_secs_f64();

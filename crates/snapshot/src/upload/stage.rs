@@ -205,9 +205,7 @@ impl<'a> Stage<'a> {
         }
         let mut names = Vec::with_capacity(parts.len());
         for (output, bytes) in parts.into_iter().enumerate() {
-            let (name, upload) = &self.begun.objects[output][group.shard];
-            let put = self.store.put_part(name, upload, group.part, bytes);
-            names.push(put.map_err(|error| self.lost(name, error))?);
+            names.push(self.put_part(output, group, bytes)?);
         }
         let done = Done {
             fingerprint: plan.fingerprint,
@@ -222,6 +220,34 @@ impl<'a> Stage<'a> {
             self.store.delete(&key).map_err(self.failed(&key))?;
         }
         Ok(done)
+    }
+
+    /// Uploads a group's part of one output, and gives the part's name.
+    pub fn put_part(
+        &self,
+        output: usize,
+        group: &Group,
+        bytes: Vec<u8>,
+    ) -> Result<String, SnapshotError> {
+        let (name, upload) = &self.begun.objects[output][group.shard];
+        let put = self.store.put_part(name, upload, group.part, bytes);
+        put.map_err(|error| self.lost(name, error))
+    }
+
+    /// The objects, by output and weight file, that an earlier run of this plan has completed.
+    pub fn completed(&self) -> Result<Vec<Vec<bool>>, SnapshotError> {
+        let ours = standing(self.plan, self.store, &self.name)? == Standing::Ours;
+        let completed = |name: &str, bytes: u64| {
+            let found = self.store.stat(name).map_err(self.failed(name))?;
+            Ok(ours && found.is_some_and(|found| found.size == bytes))
+        };
+        let of_output = |names: &Vec<(String, String)>| {
+            let files = names.iter().zip(&self.plan.shards);
+            files
+                .map(|((name, _), shard)| completed(name, shard.bytes))
+                .collect()
+        };
+        self.begun.objects.iter().map(of_output).collect()
     }
 
     /// What a failed call of an upload means. One that is gone was given up by another merge into the target

@@ -4,6 +4,7 @@
 mod compare;
 mod failures;
 mod mixing;
+mod moved;
 mod mutated;
 mod objects;
 mod real_files;

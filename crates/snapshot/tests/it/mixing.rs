@@ -187,7 +187,7 @@ fn digests_of_manifest_and_inspection_agree_whatever_the_files() {
             &SnapshotPath::local(path).unwrap(),
             InspectSettings {
                 read_data: true,
-                threads: None,
+                ..InspectSettings::default()
             },
         )
         .unwrap()

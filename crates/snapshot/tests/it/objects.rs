@@ -25,7 +25,7 @@ struct Inner {
 
 /// A store in memory; also what is read of it.
 #[derive(Debug, Default, Clone)]
-struct Memory(Arc<Mutex<Inner>>);
+pub struct Memory(Arc<Mutex<Inner>>);
 
 impl Memory {
     fn call<T>(&self, work: impl FnOnce(&mut Inner) -> io::Result<T>) -> io::Result<T> {
@@ -39,11 +39,11 @@ impl Memory {
         work(&mut inner)
     }
 
-    fn stop_after(&self, calls: Option<u64>) {
+    pub fn stop_after(&self, calls: Option<u64>) {
         self.0.lock().unwrap().left = calls;
     }
 
-    fn content(&self) -> BTreeMap<String, Vec<u8>> {
+    pub fn content(&self) -> BTreeMap<String, Vec<u8>> {
         let inner = self.0.lock().unwrap();
         inner
             .objects
@@ -52,12 +52,12 @@ impl Memory {
             .collect()
     }
 
-    fn uploads(&self) -> usize {
+    pub fn uploads(&self) -> usize {
         self.0.lock().unwrap().uploads.len()
     }
 
     /// Whether the model at `folder` loads, and the digest of its tensors.
-    fn load(&self, folder: &str) -> Option<BTreeMap<String, Vec<u8>>> {
+    pub fn load(&self, folder: &str) -> Option<BTreeMap<String, Vec<u8>>> {
         self.stop_after(None);
         let source = Below(self.clone(), folder.to_owned());
         let path = SnapshotPath::new(Arc::new(source), None);
@@ -204,7 +204,7 @@ impl ObjectFolder for Memory {
 
 /// A folder of the store, to read.
 #[derive(Debug)]
-struct Below(Memory, String);
+pub struct Below(pub Memory, pub String);
 
 impl RangeSource for Below {
     fn location(&self) -> String {
@@ -241,7 +241,7 @@ impl RangeSource for Below {
 }
 
 /// Three agents of two weight files, in slices and parts.
-fn agents(root: &Path, seed: u64) -> Vec<PathBuf> {
+pub fn agents(root: &Path, seed: u64) -> Vec<PathBuf> {
     (0..3)
         .map(|agent| {
             let mut random = Random(seed + agent);
@@ -263,21 +263,21 @@ fn agents(root: &Path, seed: u64) -> Vec<PathBuf> {
         .collect()
 }
 
-fn one_thread() -> MergeSettings {
+pub fn one_thread() -> MergeSettings {
     MergeSettings {
         threads: Some(1),
         ..settings()
     }
 }
 
-fn planned(places: &[PathBuf], store: &Memory, settings: &MergeSettings) -> MergePlan {
+pub fn planned(places: &[PathBuf], store: &Memory, settings: &MergeSettings) -> MergePlan {
     plan(places, Path::new("memory://models/merged"), settings)
         .unwrap()
         .onto(Arc::new(store.clone()))
 }
 
 /// The files of a folder as the store names them.
-fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![folder.to_owned()];
     while let Some(place) = waiting.pop() {

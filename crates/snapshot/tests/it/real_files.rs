@@ -152,6 +152,7 @@ fn samples_of_every_type_read() {
             InspectSettings {
                 read_data: true,
                 threads: Some(1),
+                ..InspectSettings::default()
             },
         )
         .unwrap();

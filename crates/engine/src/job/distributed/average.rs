@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pmill_snapshot::{
-    ErrorKind, MergePlan, MergeReport, MergeSettings, SnapshotError, assemble, average_slice,
-    begin_upload, discard_upload, plan_merge, published, upload_group,
+    Digest, ErrorKind, MergePlan, MergeReport, MergeSettings, SnapshotError, assemble,
+    average_slice, begin_upload, discard_upload, plan_merge, published, upload_group,
 };
 use pmill_store::killpoint;
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,8 @@ pub struct AverageDrive<'a> {
     pub output: &'a Path,
     /// How to merge.
     pub settings: &'a MergeSettings,
+    /// The digests that the inputs are known by, in their order; none when nothing is expected.
+    pub expected: &'a [Digest],
     /// Folder for the plan, the manifests and the parts, which all processes see; beside the output by default,
     /// which must then be on a file system.
     pub units_folder: Option<&'a Path>,
@@ -126,8 +128,8 @@ impl AverageDrive<'_> {
             settings: self.settings.clone(),
             fingerprint: String::new(),
         };
-        let plan = file.plan()?;
-        file.fingerprint = plan.fingerprint().to_string();
+        let plan = file.plan()?.expecting(self.expected.to_vec());
+        file.fingerprint = plan.fingerprint().hex();
         if let Some(report) = published(&plan)? {
             return Ok(report);
         }
@@ -319,7 +321,7 @@ impl UnitWorker {
         file.settings.threads = Some(self.limits.threads);
         file.settings.memory_limit_bytes = self.limits.memory.0;
         let plan = Arc::new(file.plan()?);
-        if plan.fingerprint().to_string() != file.fingerprint {
+        if plan.fingerprint().hex() != file.fingerprint {
             return Err(EngineError::Setting(format!(
                 "the inputs of `{}` have changed since the merge was planned, or this machine sees others; run it again when they are written whole",
                 file.output.display()
@@ -404,6 +406,7 @@ mod tests {
             inputs,
             output,
             settings: &settings,
+            expected: &[],
             units_folder: None,
             unit_bytes: 1,
             limit_seconds: 60,
