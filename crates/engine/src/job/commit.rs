@@ -22,6 +22,8 @@ pub(crate) struct Changes<'a> {
     pub(crate) vocabulary: &'a Vocabulary,
     /// Counts by slice, of a job that is counted by slice.
     pub(crate) slices: Option<&'a Slices>,
+    /// The file of `vocab`, if it is written already.
+    pub(crate) vocab: Option<DataFile>,
     pub(crate) sources: &'a mut [SourceRow],
     pub(crate) pairs: Vec<RangeFile>,
     pub(crate) outside: Option<DataFile>,
@@ -73,9 +75,12 @@ impl Target<'_> {
             }
             _ => None,
         };
-        let vocab = self
-            .folder("vocab")
-            .write(&name, vocab_schema, &["id"], columns)?;
+        let vocab = match changes.vocab.take() {
+            Some(vocab) => vocab,
+            None => self
+                .folder("vocab")
+                .write(&name, vocab_schema, &["id"], columns)?,
+        };
         let sources = self.folder("sources").write(
             &name,
             &schema::SOURCES,
