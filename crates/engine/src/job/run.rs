@@ -106,8 +106,8 @@ impl Run<'_> {
             subsample.as_ref(),
             &digest,
         )?;
-        let vocab = self.vocab_aside(&mut counting, &totals.vocabulary, &digest);
-        let outside = self.outside_aside(&mut counting, outside, place)?;
+        let vocab_file = self.vocab_aside(&mut counting, &totals.vocabulary, &digest);
+        let outside_file = self.outside_aside(&mut counting, outside, place)?;
         let mut tails = self.tails(&totals.vocabulary)?;
         let counted = self.count(
             &counting,
@@ -160,8 +160,8 @@ impl Run<'_> {
                 slices: totals.slices.as_ref(),
                 sources: &mut sources,
                 pairs: counted.files,
-                vocab: vocab.map(|file| file.take()).transpose()?,
-                outside: outside.map(|file| file.take()).transpose()?,
+                vocab: vocab_file.map(|file| file.take()).transpose()?,
+                outside: outside_file.map(|file| file.take()).transpose()?,
                 tail,
                 facts: &facts,
                 subsample: subsample.as_ref(),
