@@ -76,6 +76,27 @@ fn prefix(term: &str) -> u64 {
     u64::from_be_bytes(bytes)
 }
 
+/// A count that no chosen term is below: most terms are rare, and need not be compared.
+fn least_count(tokens: &[u64], rule: &VocabularyRule) -> u64 {
+    const COUNTED: usize = 1 << 12;
+    let Some(size) = rule.size else {
+        return rule.min_count;
+    };
+    let mut terms = vec![0_u64; COUNTED];
+    for &tokens in tokens {
+        let count = usize::try_from(tokens).unwrap_or(usize::MAX);
+        terms[count.min(COUNTED - 1)] += 1;
+    }
+    let mut chosen = 0;
+    for (count, terms) in terms.iter().enumerate().rev() {
+        chosen += terms;
+        if chosen >= u64::from(size) {
+            return rule.min_count.max(count as u64);
+        }
+    }
+    rule.min_count
+}
+
 /// What dictionaries come to together.
 struct Sum {
     terms: Terms,
@@ -84,12 +105,21 @@ struct Sum {
 }
 
 impl Sum {
-    /// Adds a dictionary: by its local indices, those of the sum.
-    fn add(&mut self, dictionary: &Dictionary, threads: usize) -> Result<Vec<u32>, TextError> {
+    /// Adds a dictionary: by its local indices, those of the sum. Nothing can be added after the last one.
+    fn add(
+        &mut self,
+        dictionary: &Dictionary,
+        threads: usize,
+        last: bool,
+    ) -> Result<Vec<u32>, TextError> {
         let mut map = self.find(dictionary, threads);
         for (entry, index) in dictionary.iter().zip(&mut map) {
             if *index == OUT_OF_VOCABULARY {
-                *index = self.terms.insert(entry.term)?;
+                *index = if last {
+                    self.terms.append(entry.term)?
+                } else {
+                    self.terms.insert(entry.term)?
+                };
                 self.tokens.push(entry.tokens);
                 self.documents.push(entry.documents);
                 continue;
@@ -169,8 +199,10 @@ impl Vocabulary {
         let of_base = base.len();
         let mut sum = base.into_sum();
         let mut maps: Vec<Vec<u32>> = Vec::with_capacity(dictionaries.len() + 1);
+        let mut left = dictionaries.len();
         for dictionary in dictionaries {
-            maps.push(sum.add(&dictionary, threads)?);
+            left -= 1;
+            maps.push(sum.add(&dictionary, threads, left == 0)?);
         }
         let Sum {
             terms,
@@ -178,9 +210,10 @@ impl Vocabulary {
             documents,
         } = sum;
         let types = tokens.len() as u64;
+        let least = least_count(&tokens, rule);
         let mut order: Vec<(Reverse<u64>, u64, u32)> = (0..)
             .zip(&tokens)
-            .filter(|&(_, &tokens)| tokens >= rule.min_count)
+            .filter(|&(_, &tokens)| tokens >= least)
             .map(|(index, &tokens)| (Reverse(tokens), prefix(terms.term(index)), index))
             .collect();
         let by_rank = |one: &(Reverse<u64>, u64, u32), two: &(Reverse<u64>, u64, u32)| {

@@ -110,18 +110,24 @@ impl Terms {
             Ok(index) => return Ok(index),
             Err(place) => place,
         };
-        let index = u32::try_from(self.len())
-            .ok()
-            .filter(|&index| index < TERM_LIMIT)
-            .ok_or(TextError::TooManyTerms { limit: TERM_LIMIT })?;
         let start = self.arena.len() as u64;
-        self.arena.push_str(term);
-        self.ends.push(self.arena.len());
+        let index = self.append(term)?;
         self.slots[place] = Slot {
             hash,
             index,
             place: start << LENGTH_BITS | term.len().min(LONG) as u64,
         };
+        Ok(index)
+    }
+
+    /// The number of a term that is not there yet and that nobody will look for: it gets no place in the index.
+    pub(crate) fn append(&mut self, term: &str) -> Result<u32, TextError> {
+        let index = u32::try_from(self.len())
+            .ok()
+            .filter(|&index| index < TERM_LIMIT)
+            .ok_or(TextError::TooManyTerms { limit: TERM_LIMIT })?;
+        self.arena.push_str(term);
+        self.ends.push(self.arena.len());
         Ok(index)
     }
 

@@ -56,6 +56,7 @@ impl Target<'_> {
         let name = format!("part-00000-{digest}.parquet");
         let (vocab_schema, columns) = match (changes.slices, &mut changes.tail) {
             (Some(slices), _) => (&schema::SLICED_VOCAB, slices.columns(changes.vocabulary)?),
+            (None, None) if changes.vocab.is_some() => (&schema::VOCAB, Vec::new()),
             (None, None) => (&schema::VOCAB, vocab_columns(changes.vocabulary)?),
             (None, Some(tail)) => {
                 let mut columns = vocab_columns(changes.vocabulary)?;
