@@ -14,6 +14,7 @@ use std::arch::x86_64::*;
 use crate::collect::{Lane, MARGIN, PREFETCH_AHEAD, WindowLanes, sealed};
 use crate::distinct::RANKED;
 use crate::drain::{TOUCHED_SHIFT, for_each_touched};
+use crate::sort::COUNTED;
 
 /// Whether the processor has all that the functions here enable.
 #[inline]
@@ -597,5 +598,61 @@ pub(crate) fn rank(ids: &[u32], places: &mut [u32; RANKED]) {
             3 => rank_eights::<3>(ids, places),
             _ => rank_eights::<{ RANKED / LANES }>(ids, places),
         }
+    }
+}
+
+/// Eight keys at a time are compared with all others, for so many times eight.
+const GROUPS: usize = 6;
+
+/// For the keys from `first` on, `N` times eight, how many of the first `length` keys are smaller.
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+fn ranks_from<const N: usize>(
+    keys: &[i32; COUNTED],
+    length: usize,
+    first: usize,
+    ranks: &mut [i32; COUNTED],
+) {
+    let from = first / LANES;
+    let mut held = [_mm256_setzero_si256(); N];
+    let mut smaller = held;
+    for (held, keys) in held.iter_mut().zip(&eights(keys)[from..from + N]) {
+        // SAFETY: the array has as many bytes as the vector.
+        *held = unsafe { _mm256_loadu_si256(keys.as_ptr().cast()) };
+    }
+    for &other in &keys[..length] {
+        let other = _mm256_set1_epi32(other);
+        for (smaller, &held) in smaller.iter_mut().zip(&held) {
+            *smaller = _mm256_sub_epi32(*smaller, _mm256_cmpgt_epi32(held, other));
+        }
+    }
+    let ranks = &mut ranks.as_chunks_mut::<LANES>().0[from..from + N];
+    for (ranks, &smaller) in ranks.iter_mut().zip(&smaller) {
+        // SAFETY: the array has as many bytes as the vector.
+        unsafe { _mm256_storeu_si256(ranks.as_mut_ptr().cast(), smaller) };
+    }
+}
+
+/// For each of the first `length` keys, how many of these are smaller.
+///
+/// # Panics
+/// When there are fewer keys, or the processor has not the features.
+pub(crate) fn ranks(keys: &[i32; COUNTED], length: usize, ranks: &mut [i32; COUNTED]) {
+    assert!(available());
+    let eights = length.div_ceil(LANES);
+    let mut done = 0;
+    while done < eights {
+        let (first, left) = (done * LANES, eights - done);
+        // SAFETY: the processor has the features, as asserted above.
+        unsafe {
+            match left {
+                1 => ranks_from::<1>(keys, length, first, ranks),
+                2 => ranks_from::<2>(keys, length, first, ranks),
+                3 => ranks_from::<3>(keys, length, first, ranks),
+                4 => ranks_from::<4>(keys, length, first, ranks),
+                5 => ranks_from::<5>(keys, length, first, ranks),
+                _ => ranks_from::<GROUPS>(keys, length, first, ranks),
+            }
+        }
+        done += left.min(GROUPS);
     }
 }

@@ -1,4 +1,4 @@
-//! What of pmill needs unsafe code: the vector loops [`collect`], [`followers`], [`drain`] and [`distinct`], and the
+//! What of pmill needs unsafe code: the vector loops [`collect`], [`followers`], [`drain`], [`distinct`] and [`sort_floats`], and the
 //! hints [`prefer_huge_pages`], [`zeros`] and [`prefetch`].
 //!
 //! In and out are plain slices. Each loop has a safe twin in portable Rust, which runs where
@@ -15,6 +15,7 @@ mod collect;
 mod distinct;
 mod drain;
 mod pages;
+mod sort;
 
 pub use collect::{
     LARGEST_WINDOW, Lane, MARGIN, WindowLanes, collect, collect_portable, followers,
@@ -23,6 +24,7 @@ pub use collect::{
 pub use distinct::{distinct, distinct_portable};
 pub use drain::{Sum, TOUCHED_SHIFT, drain, drain_portable, drain_touched, drain_touched_portable};
 pub use pages::{Zero, prefer_huge_pages, prefetch, zeros};
+pub use sort::{sort_floats, sort_floats_portable};
 
 /// Whether this processor runs the fast versions.
 #[must_use]
