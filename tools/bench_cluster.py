@@ -172,6 +172,8 @@ def model(folder, corpus, arguments, text, runs):
     many = Shard(folder / "model-fold", corpus, math.ceil(text / 80))
     many.cost("terms")
     lists, many_terms = len(many.manifests("terms")), many.bytes(".terms")
+    if lists <= 64:
+        sys.exit(f"{lists} row groups are too few for --model: lists of terms are folded beyond 64; give --files 80 or more")
     folded_cost = many.cost("count")
     folded = many.bytes(".terms") - many_terms
     rates = {

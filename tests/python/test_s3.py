@@ -93,6 +93,11 @@ def test_a_cluster_without_a_shared_file_system_counts_into_s3(store, corpus, lo
         assert (taken["status"], taken["total_rows"]) == ("retracted", 3000)
         assert sound(store)["facts"]["rows"] == 3000
         assert run("merge", "--name", "sum", "--from", "j")["status"] == "merged"
+        for way in ("cluster", "alone"):
+            command = ["export", "--warehouse", warehouse, "--name", "sum", "--format", "csv", "--output", tmp_path / way]
+            pmill.run(*command, *(["--cluster", running.url] if way == "cluster" else []), env=store.env("driver"))
+        assert (tmp_path / "cluster" / "pairs.csv").read_bytes() == (tmp_path / "alone" / "pairs.csv").read_bytes()
+        assert not any("/.pmill/" in key for key in store.keys()), store.keys("wh/.pmill")
         log = "".join(role.log.read_text() for role in running.roles)
         assert SECRET not in log and SECRET not in err
 

@@ -17,12 +17,16 @@ use pmill_engine::job::distributed::{
     AnnotateDrive, Answer, Drive, MergeDrive, PlanFolder, PlanState, Planned, QueryDrive,
     QueryPlan, QueryRequest, Runner, ScoreDrive, Sees, UnitWorker, WorkerLimits,
 };
+#[cfg(feature = "matrix")]
+use pmill_engine::job::distributed::{MatrixDrive, MatrixRows};
 use pmill_engine::job::{CountJob, Recount, RetractJob, RetractSummary};
 use pmill_engine::memory::ByteSize;
 use pmill_engine::merge_tables::{MergeJob, MergeSummary};
 #[cfg(feature = "serve")]
 use pmill_engine::progress::Quiet;
 use pmill_engine::progress::StopFlag;
+#[cfg(feature = "matrix")]
+use pmill_engine::rows::{Orientation, TableRows, Value};
 use pmill_engine::score::{ScoreSettings, ScoreSummary};
 use pmill_engine::session::Session;
 use pmill_engine::store::{JobName, Warehouse};
@@ -187,6 +191,35 @@ impl ClusterArgs {
         let result = drive.run(&mut runner);
         bar.clear();
         Ok(result?)
+    }
+
+    /// Has a matrix made on the cluster.
+    #[cfg(feature = "matrix")]
+    pub fn rows(
+        &self,
+        (table, value, orientations): (&TableRows, &Value, &[Orientation]),
+        common: &CommonArgs,
+        bar: &Bar,
+        stop: &StopFlag,
+    ) -> Result<MadeRows, Failure> {
+        let mut runner = self.connect(common, bar)?;
+        let scratch = Scratch(common.scratch()?);
+        std::fs::create_dir_all(&scratch.0)?;
+        let drive = MatrixDrive {
+            table,
+            value,
+            orientations,
+            limit_seconds: common.unit_timeout,
+            most_attempts: common.unit_attempts,
+            scratch: &scratch.0,
+            progress: bar,
+            stop,
+        };
+        let rows = drive.run(&mut runner)?;
+        Ok(MadeRows {
+            rows,
+            _scratch: scratch,
+        })
     }
 
     /// The cluster for heavy queries of a server; each of them connects anew.
@@ -357,6 +390,15 @@ impl Asked {
         self.answer.close();
         written
     }
+}
+
+/// A matrix that a cluster made.
+#[cfg(feature = "matrix")]
+pub struct MadeRows {
+    /// Its rows.
+    pub rows: MatrixRows,
+    /// Where they are brought to.
+    _scratch: Scratch,
 }
 
 /// What runs the driver's own steps.

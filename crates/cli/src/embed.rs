@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use pmill_engine::EngineError;
 use pmill_engine::memory::{ByteSize, peak_rss};
 use pmill_engine::progress::{Progress, StopFlag, Unit};
-use pmill_engine::rows::{Orientation, Survey, TableRows, Value};
+use pmill_engine::rows::{Orientation, TableRows, Value};
 use pmill_matrix::bands::{Band, BandStore};
 use pmill_matrix::evaluate::{Evaluation, Judgement, evaluate, read_judgements};
 use pmill_matrix::staging::{StagedFile, Staging};
@@ -19,6 +19,7 @@ use serde::Serialize;
 use crate::count::json;
 use crate::export::{blank_notes, write_json};
 use crate::limits::Global;
+use crate::matrix_rows::{MatrixSource, RowsArgs};
 use crate::outcome::{Failure, Outcome, Output};
 use crate::progress::{Bar, group, stop_flag};
 
@@ -67,6 +68,8 @@ pub struct EmbedArgs {
     /// Say what would be made; write nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    rows: RowsArgs,
 }
 
 #[derive(Args, Debug, Serialize)]
@@ -199,7 +202,7 @@ impl EmbedArgs {
         &self,
         judgements: Option<&[Judgement]>,
         global: &Global,
-        progress: &dyn Progress,
+        progress: &Bar,
         stop: &StopFlag,
     ) -> Result<EmbedSummary, Failure> {
         let began = Instant::now();
@@ -234,20 +237,22 @@ impl EmbedArgs {
             return Ok(summary);
         }
         let staging = Staging::begin(output, self.overwrite)?;
-        let survey = table.survey(progress, stop)?;
+        let value = Value::ShiftedPpmi {
+            alpha: matrix.alpha,
+            shift: matrix.shift,
+        };
+        let one = table.symmetric && matrix.alpha == 1.0;
+        let both = [Orientation::Plain, Orientation::Transposed];
+        let orientations = &both[..if one { 1 } else { 2 }];
+        let source = MatrixSource::open(&self.rows, &table, &value, orientations, progress, stop)?;
         let job = Factorization {
-            table: &table,
-            survey: &survey,
-            value: Value::ShiftedPpmi {
-                alpha: matrix.alpha,
-                shift: matrix.shift,
-            },
+            size,
+            source: &source,
             room,
             folder: staging.folder(),
             progress,
             stop,
         };
-        let one = table.symmetric && matrix.alpha == 1.0;
         let share = if one { room.store } else { room.store / 2 };
         let plain = job.store(Orientation::Plain, share)?;
         let other = if one {
@@ -255,6 +260,7 @@ impl EmbedArgs {
         } else {
             Some(job.store(Orientation::Transposed, share)?)
         };
+        source.close();
         summary.entries = plain.entries();
         summary.scratch_bytes =
             plain.scratch_bytes() + other.as_ref().map_or(0, BandStore::scratch_bytes);
@@ -348,9 +354,8 @@ impl Room {
 }
 
 struct Factorization<'a> {
-    table: &'a TableRows,
-    survey: &'a Survey,
-    value: Value,
+    size: usize,
+    source: &'a MatrixSource<'a>,
     room: Room,
     folder: &'a Path,
     progress: &'a dyn Progress,
@@ -360,11 +365,8 @@ struct Factorization<'a> {
 impl Factorization<'_> {
     /// The matrix, in memory as far as `bytes` go.
     fn store(&self, orientation: Orientation, bytes: u64) -> Result<BandStore, Failure> {
-        let size = self.table.size();
-        let mut store = BandStore::new(size, size, bytes);
-        self.table.bands(
-            self.survey,
-            &self.value,
+        let mut store = BandStore::new(self.size, self.size, bytes);
+        self.source.bands(
             orientation,
             self.room.band,
             self.progress,

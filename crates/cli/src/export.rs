@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use pmill_engine::memory::{ByteSize, peak_rss};
-use pmill_engine::progress::{Progress, StopFlag};
+use pmill_engine::progress::StopFlag;
 use pmill_engine::rows::{Orientation, TableRows};
 use pmill_engine::score::ScoreSettings;
 use pmill_matrix::formats::{
@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::count::json;
 use crate::limits::Global;
+use crate::matrix_rows::{MatrixSource, RowsArgs};
 use crate::outcome::{Failure, Outcome, Output, chain};
 use crate::parquet_shards::ParquetShards;
 use crate::progress::{Bar, group, stop_flag};
@@ -75,6 +76,8 @@ pub struct ExportArgs {
     /// Say what would be written; write nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    rows: RowsArgs,
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,7 +211,7 @@ impl ExportArgs {
         warehouse: &str,
         name: &str,
         global: &Global,
-        progress: &dyn Progress,
+        progress: &Bar,
         stop: &StopFlag,
     ) -> Result<ExportSummary, Failure> {
         let began = Instant::now();
@@ -235,11 +238,12 @@ impl ExportArgs {
             notes.push(format!("at most {} entries would be written", group(most)));
         } else {
             let staging = Staging::begin(&self.output, self.overwrite)?;
-            let survey = table.survey(progress, stop)?;
+            let plain = [Orientation::Plain];
+            let source = MatrixSource::open(&self.rows, &table, &value, &plain, progress, stop)?;
             let shape = Shape {
                 rows: table.size() as u64,
                 columns: table.size() as u64,
-                most_entries: table.most_entries(&survey),
+                most_entries: table.most_entries(source.survey()),
             };
             let mut sink = self.sink(&table, shape, staging.folder())?;
             let write = |band: pmill_engine::rows::RowBand| -> Result<(), Failure> {
@@ -250,15 +254,7 @@ impl ExportArgs {
                 Ok(())
             };
             let band_bytes = table.band_bytes();
-            table.bands(
-                &survey,
-                &value,
-                Orientation::Plain,
-                band_bytes,
-                progress,
-                stop,
-                write,
-            )?;
+            source.bands(Orientation::Plain, band_bytes, progress, stop, write)?;
             sink.finish()?;
             let facts = BTreeMap::from([
                 (
@@ -277,6 +273,7 @@ impl ExportArgs {
             ]);
             write_json(staging.folder(), "pmill.json", &json(&facts))?;
             files = staging.publish()?;
+            source.close();
         }
         Ok(ExportSummary {
             status: status(self.dry_run),

@@ -16,6 +16,8 @@ mod export;
 mod functions;
 mod inspect;
 mod limits;
+#[cfg(feature = "matrix")]
+mod matrix_rows;
 mod merge;
 mod merge_pipeline;
 mod outcome;
@@ -190,7 +192,7 @@ fn refuse(error: &clap::Error) -> ! {
 }
 
 const TAKE_CLUSTER: &str = if cfg!(feature = "cluster") {
-    "`pmill count`, `score`, `merge`, `retract`, `annotate`, `snapshot merge` and `run` take it"
+    "`pmill count`, `score`, `merge`, `retract`, `annotate`, `export`, `embed`, `sql`, `serve`, `snapshot merge` and `run` take it"
 } else {
     "in this build no command takes it (the feature `cluster` is off)"
 };

@@ -87,6 +87,9 @@ pub struct ServeArgs {
     /// Seconds that running queries may take to finish after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value = "30")]
     grace: u64,
+    /// Send traces of queries to this OpenTelemetry collector, by OTLP over gRPC
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp: Option<String>,
     #[cfg(feature = "cluster")]
     #[command(flatten)]
     cluster: crate::cluster::ClusterArgs,
@@ -153,6 +156,7 @@ impl ServeArgs {
             cluster: self.cluster.for_queries(self.cluster_bytes.0)?,
             #[cfg(not(feature = "cluster"))]
             cluster: None,
+            otlp: self.otlp.filter(|url| !url.is_empty()),
         };
         let mut told = Ok(());
         server::serve(settings, |addresses| told = tell(addresses, global))?;

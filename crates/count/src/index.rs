@@ -106,10 +106,13 @@ fn sort(
     starts[ids] = next;
     debug_assert_eq!(next as usize, indexed, "every token has a place");
 
-    spare.clear();
-    spare.reserve_exact(indexed);
-    pmill_simd::prefer_huge_pages(&mut spare);
-    spare.resize(next as usize, 0);
+    if spare.capacity() < indexed {
+        // Zeroed by the system, page by page as the threads come to them.
+        spare = pmill_simd::zeros(next as usize);
+    } else {
+        spare.clear();
+        spare.resize(next as usize, 0);
+    }
     if let [table] = tables.as_mut_slice() {
         places.for_each(0..places.len(), |id, position| {
             let place = &mut table[id as usize];

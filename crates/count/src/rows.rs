@@ -96,20 +96,10 @@ fn write_window<S: Slot>(
     (!bad).then_some((filled, outside))
 }
 
-/// Rows up to so many ids are sorted by counting, for each id, the smaller ones.
-const RANKED: usize = 16;
-
 /// The distinct ids of the vocabulary, rising, into `out`; how many ids were outside of it.
 pub(crate) fn distinct(ids: &[u32], vocabulary_size: u32, out: &mut Vec<u32>) -> Result<usize> {
     let outside = ids.iter().filter(|&&id| id == OUT_OF_VOCABULARY).count();
-    out.clear();
-    if ids.len() <= RANKED {
-        distinct_ranked(ids, out);
-    } else {
-        out.extend(ids.iter().filter(|&&id| id != OUT_OF_VOCABULARY));
-        out.sort_unstable();
-        out.dedup();
-    }
+    pmill_simd::distinct(ids, out);
     match out.last() {
         Some(&id) if id >= vocabulary_size => Err(CountError::IdOutOfRange {
             id,
@@ -119,60 +109,10 @@ pub(crate) fn distinct(ids: &[u32], vocabulary_size: u32, out: &mut Vec<u32>) ->
     }
 }
 
-/// A short row without branches on its ids: captions have a dozen words, and a sort guesses wrong
-/// at each of them. An id goes to the place that is the number of smaller ids, its twins to the
-/// same one; places left over hold the mark of ids outside, and are taken out.
-fn distinct_ranked(ids: &[u32], out: &mut Vec<u32>) {
-    // With the top bit turned, ids compare as signed integers, which is one vector instruction.
-    let mut keys = [i32::MAX; RANKED];
-    for (key, &id) in keys.iter_mut().zip(ids) {
-        *key = (id ^ 1 << 31) as i32;
-    }
-    let mut ranks = [0_u32; RANKED];
-    for &smaller in &keys[..ids.len()] {
-        for (rank, &key) in ranks.iter_mut().zip(&keys) {
-            *rank += u32::from(smaller < key);
-        }
-    }
-    let mut places = [OUT_OF_VOCABULARY; RANKED];
-    for (&rank, &id) in ranks.iter().zip(ids) {
-        places[rank as usize % RANKED] = id;
-    }
-    out.resize(RANKED + 1, 0);
-    let mut filled = 0;
-    for &id in &places[..ids.len()] {
-        out[filled] = id;
-        filled += usize::from(id != OUT_OF_VOCABULARY);
-    }
-    out.truncate(filled);
-}
-
 fn out_of_range(ids: &[u32], vocabulary_size: u32) -> CountError {
     let bad = |id: &&u32| **id >= vocabulary_size && **id != OUT_OF_VOCABULARY;
     CountError::IdOutOfRange {
         id: ids.iter().find(bad).copied().unwrap_or(OUT_OF_VOCABULARY),
         vocabulary_size,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn a_short_row_is_sorted_as_a_long_one_is(
-            ids in proptest::collection::vec(prop_oneof![4 => 0_u32..20, 1 => any::<u32>(), 1 => Just(OUT_OF_VOCABULARY), 1 => Just(1 << 31)], 0..=RANKED),
-        ) {
-            let mut expected: Vec<u32> = ids.iter().copied().filter(|&id| id != OUT_OF_VOCABULARY).collect();
-            expected.sort_unstable();
-            expected.dedup();
-            let mut out = vec![9; 3];
-            out.clear();
-            distinct_ranked(&ids, &mut out);
-            prop_assert_eq!(out, expected);
-        }
     }
 }

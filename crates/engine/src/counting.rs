@@ -46,7 +46,12 @@ pub struct Counting<'a> {
     pub progress: &'a dyn Progress,
     /// Whether to stop.
     pub stop: &'a StopFlag,
+    /// What threads do before they count.
+    pub(crate) aside: Aside<'a>,
 }
+
+/// Steps that wait for a thread; the last is the first to be done.
+pub(crate) type Aside<'a> = Mutex<Vec<Box<dyn FnOnce() -> Result<(), EngineError> + Send + 'a>>>;
 
 /// A run on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,6 +159,16 @@ impl<'a> Parts<'a> {
             rows.push(Rows::Table(Box::new(table.rows())));
         }
         Ok(rows)
+    }
+}
+
+impl<'a> Counting<'a> {
+    /// Has something else done beside the counting: one of the threads takes it before it writes table
+    /// files.
+    pub(crate) fn aside(&mut self, step: impl FnOnce() -> Result<(), EngineError> + Send + 'a) {
+        if let Ok(aside) = self.aside.get_mut() {
+            aside.push(Box::new(step));
+        }
     }
 }
 
@@ -364,6 +379,13 @@ impl Counting<'_> {
         let files = Mutex::new(vec![None; self.ranges.len()]);
         let threads = self.threads.min(self.ranges.len());
         workers::run(threads, self.stop, |_| {
+            loop {
+                let step = self.aside.lock().map_err(|_| poisoned())?.pop();
+                match step {
+                    Some(step) => step()?,
+                    None => break,
+                }
+            }
             let mut accumulator = Accumulator::new(self.kernel.vocabulary_size);
             loop {
                 if self.stop.is_set() {

@@ -16,7 +16,7 @@ use pmill_store::{DataFile, Job, JobName, Warehouse, killpoint};
 use pmill_text::{TermCount, Vocabulary, merge_sorted};
 use serde::Serialize;
 
-use crate::counting::{Counting, Parts, RangeFile};
+use crate::counting::{Aside, Counting, Parts, RangeFile};
 use crate::error::EngineError;
 use crate::job::Facts;
 use crate::job::base::Base;
@@ -543,6 +543,7 @@ impl<'a> Merging<'a> {
         });
         summary.version = begun.target.commit(
             Changes {
+                vocab: None,
                 vocabulary: &begun.vocabulary,
                 slices: begun.slices.as_ref(),
                 sources: &mut self.sources(),
@@ -668,6 +669,7 @@ impl<'a> Merging<'a> {
         };
         let sources = parts.tables.len() + parts.runs.len();
         let counting = Counting {
+            aside: Aside::default(),
             threads: self.threads(kernel.vocabulary_size, begun, sources)?,
             kernel,
             keep: None,
@@ -891,7 +893,7 @@ impl<'a> Merging<'a> {
                     if let Some(outside) = &mut outside
                         && term.tokens > 0
                     {
-                        outside.push(term)?;
+                        outside.push(&term.term, term.tokens, term.documents)?;
                     }
                 }
             }

@@ -4,10 +4,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, StringArray};
+use arrow::array::{ArrayRef, Int64Array, StringBuilder};
 use arrow::record_batch::RecordBatch;
 use pmill_store::{DataFile, TableWriter, schema};
-use pmill_text::TermCount;
 
 use crate::error::EngineError;
 use crate::tables::TableFolder;
@@ -17,7 +16,7 @@ const BATCH_TERMS: usize = 1 << 16;
 /// Writes one file of `outside`.
 pub struct OutsideFile {
     writer: TableWriter,
-    terms: Vec<String>,
+    terms: StringBuilder,
     tokens: Vec<i64>,
     documents: Vec<i64>,
     /// Terms written.
@@ -34,7 +33,7 @@ impl OutsideFile {
     pub fn create(folder: &TableFolder<'_>, name: &str) -> Result<Self, EngineError> {
         Ok(Self {
             writer: folder.create(name, &schema::OUTSIDE, &["token"])?,
-            terms: Vec::new(),
+            terms: StringBuilder::new(),
             tokens: Vec::new(),
             documents: Vec::new(),
             written: 0,
@@ -46,18 +45,18 @@ impl OutsideFile {
     ///
     /// # Errors
     /// A full disk; a count beyond 2⁶³ − 1.
-    pub fn push(&mut self, term: TermCount) -> Result<(), EngineError> {
+    pub fn push(&mut self, term: &str, tokens: u64, documents: u64) -> Result<(), EngineError> {
         let stored = |value: u64| {
             i64::try_from(value).map_err(|_| {
                 EngineError::Setting(format!("{value} is beyond what a table can store (2^63)"))
             })
         };
-        self.tokens.push(stored(term.tokens)?);
-        self.documents.push(stored(term.documents)?);
-        self.terms.push(term.term);
+        self.tokens.push(stored(tokens)?);
+        self.documents.push(stored(documents)?);
+        self.terms.append_value(term);
         self.written += 1;
-        self.written_tokens = self.written_tokens.saturating_add(term.tokens);
-        if self.terms.len() >= BATCH_TERMS {
+        self.written_tokens = self.written_tokens.saturating_add(tokens);
+        if self.tokens.len() >= BATCH_TERMS {
             self.flush()?;
         }
         Ok(())
@@ -65,7 +64,7 @@ impl OutsideFile {
 
     fn flush(&mut self) -> Result<(), EngineError> {
         let columns: Vec<ArrayRef> = vec![
-            Arc::new(StringArray::from(std::mem::take(&mut self.terms))),
+            Arc::new(self.terms.finish()),
             Arc::new(Int64Array::from(std::mem::take(&mut self.tokens))),
             Arc::new(Int64Array::from(std::mem::take(&mut self.documents))),
         ];

@@ -396,7 +396,12 @@ fn store(
         let name = format!("terms-{:05}-{number:03}", unit.number);
         StoredDictionary::write(&dictionary, job.folder.join(name))?
     } else {
-        StoredDictionary::Memory(dictionary)
+        // Those of slices are many, and wait.
+        StoredDictionary::Memory(if job.sliced {
+            dictionary.without_index()
+        } else {
+            dictionary
+        })
     };
     let mut slots = shared.dictionaries.lock().map_err(|_| poisoned())?;
     slots[number as usize] = Some(stored);

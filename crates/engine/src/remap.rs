@@ -19,7 +19,7 @@ use crate::progress::StopFlag;
 use crate::tables::unwrap_sink;
 
 /// Bytes of a pair in the buffer.
-const PAIR_BYTES: usize = 16;
+pub(crate) const PAIR_BYTES: usize = 16;
 
 /// How one vocabulary stands to another.
 #[derive(Debug, PartialEq, Eq)]
@@ -107,26 +107,28 @@ pub(crate) fn remap(
             buffer.push(((u64::from(left) << 32) | u64::from(right), *count));
         }
         if buffer.len() >= room {
-            write_run(&mut buffer, to_size, folder, prefix, &mut done)?;
+            write_run(&mut buffer, to_size, folder, prefix, &mut done.runs)?;
         }
         rows.advance().map_err(unwrap_sink)?;
     }
     if !buffer.is_empty() {
-        write_run(&mut buffer, to_size, folder, prefix, &mut done)?;
+        write_run(&mut buffer, to_size, folder, prefix, &mut done.runs)?;
     }
     done.dropped_units = dropped_units.to_string();
     Ok(done)
 }
 
-fn write_run(
+/// Sorts pairs (the left id in the upper half of a number) with their counts, and writes them as the next
+/// of `runs`.
+pub(crate) fn write_run(
     buffer: &mut Vec<(u64, u64)>,
     vocabulary_size: u32,
     folder: &Path,
     prefix: &str,
-    done: &mut Remapped,
+    runs: &mut Vec<RunFile>,
 ) -> Result<(), EngineError> {
     buffer.sort_unstable_by_key(|(pair, _)| *pair);
-    let name = format!("{prefix}-{:05}.run", done.runs.len());
+    let name = format!("{prefix}-{:05}.run", runs.len());
     let path = folder.join(&name);
     let io = |source| EngineError::Io {
         action: "write",
@@ -147,7 +149,7 @@ fn write_run(
     let file = file.into_inner().map_err(|error| io(error.into_error()))?;
     file.sync_all().map_err(io)?;
     buffer.clear();
-    done.runs.push(RunFile {
+    runs.push(RunFile {
         name,
         bytes: summary.bytes,
         pairs: summary.pairs,

@@ -17,6 +17,7 @@ use datafusion::physical_plan::PhysicalExpr;
 use datafusion::prelude::SessionContext;
 use pmill_count::{Side, TailSums};
 use pmill_store::{DataFile, Job, JobName, Warehouse};
+use serde::{Deserialize, Serialize};
 
 use crate::error::EngineError;
 use crate::job::{Facts, parse};
@@ -29,13 +30,13 @@ use crate::tail::StoredTail;
 use crate::workers;
 
 /// Bytes of an entry while its band is made: column, value, and its share of the pass that scores.
-const ENTRY_BYTES: u64 = 16;
+pub(crate) const ENTRY_BYTES: u64 = 16;
 
 /// Entries that are scored at once.
 const CHUNK: usize = 1 << 16;
 
 /// What the numbers of the matrix are.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Value {
     /// Pair counts in natural units.
     Count,
@@ -52,7 +53,7 @@ pub enum Value {
 }
 
 /// Which side of a pair is the row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Orientation {
     /// Left terms are rows.
     Plain,
@@ -101,7 +102,7 @@ pub struct Survey {
 }
 
 impl Survey {
-    fn empty(terms: usize) -> Self {
+    pub(crate) fn empty(terms: usize) -> Self {
         Self {
             plain: vec![0; terms],
             transposed: vec![0; terms],
@@ -109,6 +110,67 @@ impl Survey {
             right: vec![0; terms],
         }
     }
+
+    /// Adds some pairs of a row.
+    pub(crate) fn add_pairs(&mut self, left: u32, right: &[u32], counts: &[u64]) {
+        let left = left as usize;
+        for (right, count) in right.iter().zip(counts) {
+            let (right, count) = (*right as usize, u128::from(*count));
+            self.left[left] += count;
+            self.right[right] += count;
+            self.transposed[right] += 1;
+        }
+        self.plain[left] += right.len() as u64;
+    }
+
+    /// Adds what another part of the table has.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for id in 0..self.plain.len() {
+            self.left[id] += other.left[id];
+            self.right[id] += other.right[id];
+            self.plain[id] += other.plain[id];
+            self.transposed[id] += other.transposed[id];
+        }
+    }
+
+    /// Its numbers, 48 bytes a term.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let lengths = self.plain.iter().chain(&self.transposed);
+        let sums = self.left.iter().chain(&self.right);
+        let mut bytes: Vec<u8> = lengths.flat_map(|n| n.to_le_bytes()).collect();
+        bytes.extend(sums.flat_map(|n| n.to_le_bytes()));
+        bytes
+    }
+
+    /// What [`Self::to_bytes`] gave of so many terms; `None` if it was something else.
+    pub(crate) fn from_bytes(bytes: &[u8], terms: usize) -> Option<Self> {
+        let (lengths, sums) = bytes.split_at_checked(16 * terms)?;
+        let lengths: Vec<u64> = whole(lengths)?
+            .iter()
+            .map(|n| u64::from_le_bytes(*n))
+            .collect();
+        let sums: Vec<u128> = whole(sums)?
+            .iter()
+            .map(|n| u128::from_le_bytes(*n))
+            .collect();
+        if sums.len() != 2 * terms {
+            return None;
+        }
+        let (plain, transposed) = lengths.split_at(terms);
+        let (left, right) = sums.split_at(terms);
+        Some(Self {
+            plain: plain.to_vec(),
+            transposed: transposed.to_vec(),
+            left: left.to_vec(),
+            right: right.to_vec(),
+        })
+    }
+}
+
+/// Bytes as numbers of `N` bytes, without a rest.
+fn whole<const N: usize>(bytes: &[u8]) -> Option<&[[u8; N]]> {
+    let (numbers, rest) = bytes.as_chunks::<N>();
+    rest.is_empty().then_some(numbers)
 }
 
 /// Some pairs with their scores.
@@ -200,10 +262,24 @@ impl TableRows {
         threads: usize,
         limit: ByteSize,
     ) -> Result<Self, EngineError> {
+        Self::open_at(warehouse, name, None, threads, limit)
+    }
+
+    /// Opens a job at a version of `pairs`; without one, the newest.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_at(
+        warehouse: &str,
+        name: &str,
+        version: Option<u64>,
+        threads: usize,
+        limit: ByteSize,
+    ) -> Result<Self, EngineError> {
         let name = JobName::new(name)?;
         let warehouse = Warehouse::open(warehouse)?;
         let session = Session::new(threads, limit, None)?;
-        let job = session.wait(Job::open_existing(&warehouse, &name))?;
+        let job = session.wait(Job::open_existing_at(&warehouse, &name, version))?;
         let counted: RecordedSettings = parse(&job.settings()?)?;
         let facts: Facts = parse(&job.facts()?)?;
         if let Some(slice) = &counted.given.slice {
@@ -366,13 +442,8 @@ impl TableRows {
             }
         })?;
         let mut survey = Survey::empty(terms);
-        for part in parts {
-            for id in 0..terms {
-                survey.left[id] += part.left[id];
-                survey.right[id] += part.right[id];
-                survey.plain[id] += part.plain[id];
-                survey.transposed[id] += part.transposed[id];
-            }
+        for part in &parts {
+            survey.add(part);
         }
         Ok(survey)
     }
@@ -517,13 +588,7 @@ impl TableRows {
         stop: &StopFlag,
         mut each: impl FnMut(RowBand) -> Result<(), E>,
     ) -> Result<(), E> {
-        let lengths: Vec<u64> = (0..self.size())
-            .map(|id| match (self.symmetric, orientation) {
-                (true, _) => survey.plain[id] + survey.transposed[id],
-                (false, Orientation::Plain) => survey.plain[id],
-                (false, Orientation::Transposed) => survey.transposed[id],
-            })
-            .collect();
+        let lengths = self.lengths(survey, orientation);
         let bands = cut(&lengths, band_bytes / ENTRY_BYTES);
         let steps = self.files.len() as u64 * bands.len() as u64;
         progress.phase("rows", steps, Steps::Parts);
@@ -531,6 +596,17 @@ impl TableRows {
             each(self.fill(&lengths, from, to, orientation, progress, stop)?)?;
         }
         Ok(())
+    }
+
+    /// Entries of each row, at most.
+    pub(crate) fn lengths(&self, survey: &Survey, orientation: Orientation) -> Vec<u64> {
+        let rows = survey.plain.iter().zip(&survey.transposed);
+        rows.map(|(plain, transposed)| match (self.symmetric, orientation) {
+            (true, _) => plain + transposed,
+            (false, Orientation::Plain) => *plain,
+            (false, Orientation::Transposed) => *transposed,
+        })
+        .collect()
     }
 
     /// A band of natural counts.
@@ -629,6 +705,21 @@ impl TableRows {
         self.limit
     }
 
+    /// The first left id of each file.
+    pub(crate) fn file_starts(&self) -> impl Iterator<Item = i64> {
+        self.files.iter().map(|(_, least)| *least)
+    }
+
+    /// The warehouse.
+    pub(crate) fn warehouse(&self) -> &Warehouse {
+        &self.warehouse
+    }
+
+    /// The job.
+    pub(crate) fn job(&self) -> &Job {
+        &self.job
+    }
+
     /// The session.
     #[must_use]
     pub fn session(&self) -> &Session {
@@ -683,7 +774,7 @@ async fn read_vocabulary(
 }
 
 /// Ranges of rows of at most `entries` entries, or of one row.
-fn cut(lengths: &[u64], entries: u64) -> Vec<(usize, usize)> {
+pub(crate) fn cut(lengths: &[u64], entries: u64) -> Vec<(usize, usize)> {
     let mut bands = Vec::new();
     let (mut start, mut held) = (0, 0_u64);
     for (row, length) in lengths.iter().enumerate() {
@@ -717,7 +808,7 @@ fn close_gaps(band: &mut RowBand, ends: &[usize]) {
 }
 
 /// How counts become values.
-struct Scoring {
+pub(crate) struct Scoring {
     rule: Rule,
 }
 
@@ -741,7 +832,7 @@ enum Rule {
 }
 
 impl Scoring {
-    fn new(
+    pub(crate) fn new(
         table: &TableRows,
         survey: &Survey,
         value: &Value,
@@ -834,7 +925,7 @@ impl Scoring {
             let end = band.row_starts[row];
             for place in start..end {
                 let value = band.values[place];
-                if value.is_finite() && value != 0.0 {
+                if self.keeps(value) {
                     band.values[to] = value;
                     band.columns[to] = band.columns[place];
                     to += 1;
@@ -848,7 +939,18 @@ impl Scoring {
         Ok(())
     }
 
-    fn chunk(&self, rows: &[u32], columns: &[u32], values: &mut [f64]) -> Result<(), EngineError> {
+    /// Whether an entry with this value is kept.
+    pub(crate) fn keeps(&self, value: f64) -> bool {
+        matches!(self.rule, Rule::Count) || (value.is_finite() && value != 0.0)
+    }
+
+    /// Turns natural counts into values.
+    pub(crate) fn chunk(
+        &self,
+        rows: &[u32],
+        columns: &[u32],
+        values: &mut [f64],
+    ) -> Result<(), EngineError> {
         match &self.rule {
             Rule::Count => {}
             Rule::Logarithms {

@@ -237,6 +237,7 @@ impl Scanner {
             inner: Arc::new(CachedParquetFileReaderFactory::new(store, cache)),
             row_group,
             limit: self.limit,
+            path: file.input.path(),
         };
         let source = ParquetSource::new(file.schema.clone())
             .with_parquet_file_reader_factory(Arc::new(readers));

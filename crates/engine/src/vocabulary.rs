@@ -1,6 +1,6 @@
 //! From the terms of all units to the vocabulary.
 
-use pmill_text::{Dictionary, Outside, TermCount, Vocabulary, VocabularyRule, merge_sorted};
+use pmill_text::{Outside, TermCount, Vocabulary, VocabularyRule, merge_sorted};
 
 use crate::budget::Budget;
 use crate::dictionaries::StoredDictionary;
@@ -30,28 +30,30 @@ pub fn choose(
     rule: &VocabularyRule,
     budget: &Budget,
 ) -> Result<Chosen, EngineError> {
-    let in_memory: Option<Vec<&Dictionary>> = dictionaries
-        .iter()
-        .map(|dictionary| match dictionary {
-            StoredDictionary::Memory(dictionary) => Some(dictionary),
-            _ => None,
-        })
-        .collect();
-    let Some(in_memory) = in_memory else {
-        return merge(dictionaries, rule, budget);
-    };
-    if rule.size.is_none() {
-        // At most all of their terms.
-        let entries = in_memory.iter().flat_map(|dictionary| dictionary.iter());
-        let bytes: u64 = entries
-            .filter(|entry| in_memory.len() > 1 || entry.tokens >= rule.min_count)
-            .map(|entry| entry.term.len() as u64 + TERM_BYTES)
-            .sum();
-        if bytes > budget.limit.0 / 2 {
+    let mut bytes = 0;
+    for dictionary in dictionaries.iter() {
+        let StoredDictionary::Memory(dictionary) = dictionary else {
             return merge(dictionaries, rule, budget);
+        };
+        // At most all of their terms.
+        let counts = |tokens| dictionaries.len() > 1 || tokens >= rule.min_count;
+        let entries = dictionary.iter().filter(|entry| counts(entry.tokens));
+        if rule.size.is_none() {
+            bytes += entries
+                .map(|entry| entry.term.len() as u64 + TERM_BYTES)
+                .sum::<u64>();
         }
     }
-    let chosen = Vocabulary::choose(&in_memory, rule)?;
+    if bytes > budget.limit.0 / 2 {
+        return merge(dictionaries, rule, budget);
+    }
+    let taken = dictionaries.iter_mut().filter_map(|dictionary| {
+        match std::mem::replace(dictionary, StoredDictionary::Mapped(Vec::new())) {
+            StoredDictionary::Memory(dictionary) => Some(dictionary),
+            _ => None,
+        }
+    });
+    let chosen = Vocabulary::choose(taken.collect(), rule, budget.threads)?;
     for (dictionary, map) in dictionaries.iter_mut().zip(chosen.maps) {
         *dictionary = StoredDictionary::Mapped(map);
     }

@@ -3,7 +3,7 @@
 //! ```text
 //! flight ──┐
 //! postgres ┼─ auth ─ service ─ guard ─ library ─ table ─ runs
-//! web ─────┘          │ limits          (versions, footers, plans, index of terms)
+//! web ─────┘          │ limits, traces  (versions, footers, plans, index of terms)
 //! ```
 //!
 //! [`service::Service`] takes a statement and gives back a bounded stream of rows; it knows nothing of
@@ -32,6 +32,7 @@ pub mod shared;
 pub mod snapshots;
 pub mod table;
 pub mod tls;
+pub mod traces;
 pub mod web;
 
 pub use error::ServeError;

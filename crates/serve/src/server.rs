@@ -12,6 +12,7 @@ use crate::error::ServeError;
 use crate::health::{self, Shown};
 use crate::service::Service;
 use crate::settings::ServeSettings;
+use crate::traces::Traces;
 use crate::{flight, listen, postgres, tls};
 
 /// Where a server listens; field names are a contract.
@@ -60,6 +61,10 @@ async fn run(
         &settings.warehouse,
         settings.limits.clone(),
         settings.cluster.clone(),
+        match &settings.otlp {
+            None => Traces::default(),
+            Some(collector) => Traces::open(collector)?,
+        },
     )?;
     // An error in the warehouse's location is told before a port is opened.
     let snapshot = service.snapshot().await?;
@@ -155,6 +160,8 @@ async fn run(
         () = signals.next() => {}
     }
     servers.abort_all();
+    // It waits for its own thread, which this runtime serves.
+    let _ = tokio::task::spawn_blocking(move || service.traces().close()).await;
     tracing::info!("stopped");
     outcome
 }

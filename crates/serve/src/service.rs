@@ -42,6 +42,7 @@ use crate::pairs;
 use crate::postgres::catalog::PgParts;
 use crate::settings::Limits;
 use crate::shared::Shared;
+use crate::traces::{Parent, Trace, Traces};
 
 /// Batches that a query may be ahead of its client.
 const AHEAD: usize = 2;
@@ -55,6 +56,8 @@ pub struct Asker {
     pub user: User,
     /// `flight_sql`, `postgres` or `web`.
     pub protocol: &'static str,
+    /// The client's span that this belongs to.
+    pub parent: Option<Parent>,
 }
 
 /// Runs queries for all protocols.
@@ -65,6 +68,7 @@ pub struct Service {
     /// Where queries are planned for the cluster.
     aside: Shared<SessionContext>,
     metrics: Arc<Metrics>,
+    traces: Traces,
     compute: Option<Runtime>,
     pool: Arc<dyn MemoryPool>,
     users: Mutex<HashMap<User, Arc<Semaphore>>>,
@@ -111,6 +115,7 @@ impl Service {
         warehouse: &str,
         limits: Limits,
         cluster: Option<Cluster>,
+        traces: Traces,
     ) -> Result<Arc<Self>, ServeError> {
         let warehouse = Warehouse::open(warehouse)?;
         let compute = tokio::runtime::Builder::new_multi_thread()
@@ -130,6 +135,7 @@ impl Service {
             library: Library::new(warehouse, plain, postgres, pg, limits.files),
             limits,
             metrics: Arc::new(Metrics::new()?),
+            traces,
             compute: Some(compute),
             pool,
             users: Mutex::default(),
@@ -155,6 +161,12 @@ impl Service {
     #[must_use]
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// Where spans go.
+    #[must_use]
+    pub fn traces(&self) -> &Traces {
+        &self.traces
     }
 
     /// Memory that running queries have reserved, in bytes.
@@ -237,6 +249,7 @@ impl Service {
         self: &Arc<Self>,
         dialect: Dialect,
         sql: &str,
+        parent: Option<&Parent>,
     ) -> Result<Prepared, ServeError> {
         guard::check_text(sql, self.limits.statement_bytes)?;
         let snapshot = self.snapshot().await?;
@@ -251,7 +264,8 @@ impl Service {
         let source = Source::Text(sql.into());
         let sql = sql.to_owned();
         let kept = (sql.clone(), source);
-        self.plan(snapshot, dialect, kept, async move |context| {
+        let trace = self.traces.begin("plan", parent);
+        self.plan(snapshot, dialect, kept, trace, async move |context| {
             let state = context.state();
             let dialect = state.config().options().sql_parser.dialect;
             let statement = state.sql_to_statement(&sql, &dialect)?;
@@ -280,7 +294,9 @@ impl Service {
             });
         }
         let kept = (sql, Source::Parsed(statement.clone()));
-        self.plan(snapshot, dialect, kept, async move |context| {
+        // PostgreSQL's protocol knows no spans of clients.
+        let trace = self.traces.begin("plan", None);
+        self.plan(snapshot, dialect, kept, trace, async move |context| {
             let statement = Statement::Statement(Box::new((*statement).clone()));
             context.state().statement_to_plan(statement).await
         })
@@ -292,6 +308,7 @@ impl Service {
         snapshot: Arc<Snapshot>,
         dialect: Dialect,
         (sql, source): (String, Source),
+        trace: Trace,
         work: F,
     ) -> Result<Prepared, ServeError>
     where
@@ -308,9 +325,9 @@ impl Service {
         let task = self.compute().spawn(async move {
             let plan = work(context)
                 .await
-                .map_err(|error| known.explain(&kept, ServeError::from_engine(error, &limit)))?;
-            guard::check_plan(&plan)?;
-            let plan = Shared::new(plan);
+                .map_err(|error| known.explain(&kept, ServeError::from_engine(error, &limit)))
+                .and_then(|plan| guard::check_plan(&plan).map(|()| Shared::new(plan)))
+                .inspect_err(|error| trace.fail(error.sql_state()))?;
             kept.keep_plan(dialect, &sql, plan.clone());
             Ok::<_, ServeError>(plan)
         });
@@ -363,6 +380,7 @@ impl Service {
             parameters,
             sender,
             sent: Sent::default(),
+            trace: turn.trace.clone(),
         };
         let record = ending.clone();
         let seconds = self.limits.query_time.as_secs();
@@ -373,7 +391,10 @@ impl Service {
             turn.outcome = match &outcome {
                 Ok(()) => "ok",
                 Err(ServeError::Cancelled) => "cancelled",
-                Err(_) => "error",
+                Err(error) => {
+                    turn.trace.fail(error.sql_state());
+                    "error"
+                }
             };
             turn.rows = sent.rows.load(Ordering::Relaxed);
             *record.lock().unwrap_or_else(PoisonError::into_inner) = match outcome {
@@ -423,14 +444,20 @@ impl Service {
             })?;
         self.running.send_modify(|running| *running += 1);
         self.metrics.running.inc();
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
+        let trace = self.traces.begin("query", asker.parent.as_ref());
+        trace.note("pmill.query", i64::try_from(id).unwrap_or(i64::MAX));
+        trace.note("network.protocol.name", asker.protocol);
+        trace.note("user.name", asker.user.0.to_string());
         Ok(Turn {
             service: self.clone(),
-            id: self.ids.fetch_add(1, Ordering::Relaxed),
+            id,
             asker: asker.clone(),
             began: Instant::now(),
             outcome: "cancelled",
             rows: 0,
             rows_open: None,
+            trace,
             _permit: permit,
         })
     }
@@ -463,6 +490,7 @@ struct Turn {
     rows: u64,
     /// Keeps the channel of rows open until how it ended has been written down.
     rows_open: Option<(Arc<Mutex<Ending>>, mpsc::Sender<RecordBatch>)>,
+    trace: Trace,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -479,6 +507,7 @@ impl Drop for Turn {
             && let Some((ending, _)) = &self.rows_open
         {
             self.outcome = "error";
+            self.trace.fail("XX000");
             *ending.lock().unwrap_or_else(PoisonError::into_inner) = Ending::Failed(
                 ServeError::Bug("the query's thread ended unexpectedly".to_owned()),
             );
@@ -496,6 +525,11 @@ impl Drop for Turn {
             .with_label_values(&[protocol])
             .observe(seconds);
         metrics.rows.inc_by(self.rows);
+        let rows = i64::try_from(self.rows).unwrap_or(i64::MAX);
+        self.trace.note("db.response.returned_rows", rows);
+        self.trace.note("pmill.outcome", self.outcome);
+        // Who waits for the last query to end sends the last spans then.
+        self.trace.end();
         tracing::info!(
             query = self.id,
             protocol,
@@ -521,6 +555,7 @@ struct Task {
     parameters: Option<ParamValues>,
     sender: mpsc::Sender<RecordBatch>,
     sent: Sent,
+    trace: Trace,
 }
 
 impl Task {
@@ -533,6 +568,7 @@ impl Task {
             .snapshot
             .context(self.prepared.dialect)
             .state();
+        let part = self.trace.part("optimize");
         let logical = match &self.parameters {
             None => (*self.prepared.plan).clone(),
             Some(values) => (*self.prepared.plan)
@@ -552,6 +588,7 @@ impl Task {
             .create_physical_plan(&plan, &state)
             .await
             .map_err(failed)?;
+        drop(part);
         // From here on it can be cancelled: a cluster may take its time.
         if schema.send(promised.clone()).is_err() {
             return Err(ServeError::Cancelled);
@@ -559,7 +596,8 @@ impl Task {
         let heavy = match &self.service.cluster {
             None => None,
             Some(cluster) => {
-                heavy::answer(
+                let part = self.trace.part("cluster");
+                let answer = heavy::answer(
                     cluster,
                     &self.service.aside,
                     &self.prepared,
@@ -567,9 +605,12 @@ impl Task {
                     (&logical, &physical),
                     limits.query_time.as_secs().max(1),
                 )
-                .await?
+                .await?;
+                part.note("pmill.on_cluster", answer.is_some());
+                answer
             }
         };
+        let _part = self.trace.part("execute");
         let physical = heavy.as_ref().and_then(Closing::plan).unwrap_or(physical);
         let physical = yielding(physical).map_err(failed)?;
         let pool = QueryPool::new(self.service.pool.clone(), limits.query_memory);

@@ -32,6 +32,8 @@ pub struct ServeSettings {
     pub limits: Limits,
     /// Where heavy queries run; without it, here.
     pub cluster: Option<Cluster>,
+    /// URL of the collector that takes traces.
+    pub otlp: Option<String>,
 }
 
 /// How much may be used.
@@ -154,6 +156,7 @@ mod tests {
             insecure: false,
             limits: Limits::default(),
             cluster: None,
+            otlp: None,
         }
     }
 

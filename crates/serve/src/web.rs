@@ -24,6 +24,7 @@ use crate::error::ServeError;
 use crate::health::{Client, Shown};
 use crate::library::Dialect;
 use crate::service::Asker;
+use crate::traces::Parent;
 
 use html::{Known, Neighbour, Order, Page};
 
@@ -67,6 +68,7 @@ async fn page(
     let asker = Asker {
         user,
         protocol: "web",
+        parent: Parent::read(|name| headers.get(name)?.to_str().ok()),
     };
     let mut page = Page {
         job: given.get("job").cloned().unwrap_or_default(),
@@ -307,9 +309,12 @@ async fn ask(
     sql: &str,
     values: Option<Vec<ScalarValue>>,
 ) -> Result<Option<RecordBatch>, ServeError> {
-    let prepared = shown.service.prepare(Dialect::Plain, sql).await?;
+    let service = &shown.service;
+    let prepared = service
+        .prepare(Dialect::Plain, sql, asker.parent.as_ref())
+        .await?;
     let values = values.map(ParamValues::from);
-    let rows = shown.service.run(asker, &prepared, values).await?;
+    let rows = service.run(asker, &prepared, values).await?;
     let batches = rows.collect().await?;
     let Some(first) = batches.first() else {
         return Ok(None);

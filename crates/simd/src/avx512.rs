@@ -9,11 +9,8 @@
 
 use std::arch::x86_64::*;
 
-use crate::collect::{MARGIN, WindowLanes, sealed};
+use crate::collect::{MARGIN, PREFETCH_AHEAD, WindowLanes, sealed};
 use crate::drain::{TOUCHED_SHIFT, for_each_touched};
-
-/// Positions that are prefetched ahead of the one being read.
-const PREFETCH_AHEAD: usize = 32;
 
 /// Whether the processor has all that the functions here enable.
 #[inline]

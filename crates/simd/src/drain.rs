@@ -4,7 +4,7 @@
 pub const TOUCHED_SHIFT: u32 = 5;
 
 /// A sum type: `u32` or `u64`.
-pub trait Sum: Copy + Default + PartialEq + sealed::Fast {
+pub trait Sum: Copy + Default + PartialEq + sealed::Fast + sealed::Avx2 {
     /// The sum as `u64`.
     fn to_u64(self) -> u64;
 }
@@ -24,7 +24,7 @@ impl Sum for u64 {
 }
 
 pub(crate) mod sealed {
-    /// The vector versions for a type.
+    /// The AVX-512 versions for a type.
     pub trait Fast: Sized {
         #[cfg(target_arch = "x86_64")]
         fn drain_fast(
@@ -42,6 +42,25 @@ pub(crate) mod sealed {
             counts: &mut [u64],
         ) -> usize;
     }
+
+    /// The AVX2 versions.
+    pub trait Avx2: Sized {
+        #[cfg(target_arch = "x86_64")]
+        fn drain_avx2(
+            sums: &mut [Self],
+            base: u32,
+            rights: &mut [u32],
+            counts: &mut [u64],
+        ) -> usize;
+        #[cfg(target_arch = "x86_64")]
+        fn drain_touched_avx2(
+            sums: &mut [Self],
+            touched: &mut [u8],
+            base: u32,
+            rights: &mut [u32],
+            counts: &mut [u64],
+        ) -> usize;
+    }
 }
 
 /// Writes `base + i` (modulo 2³²) and `sums[i]` for every `sums[i]` that is not zero, rising; how many. All sums
@@ -52,8 +71,13 @@ pub(crate) mod sealed {
 pub fn drain<S: Sum>(sums: &mut [S], base: u32, rights: &mut [u32], counts: &mut [u64]) -> usize {
     assert!(rights.len() >= sums.len() + 16 && counts.len() >= sums.len() + 16);
     #[cfg(target_arch = "x86_64")]
-    if crate::avx512::available() {
-        return S::drain_fast(sums, base, rights, counts);
+    {
+        if crate::avx512::available() {
+            return S::drain_fast(sums, base, rights, counts);
+        }
+        if crate::avx2::available() {
+            return S::drain_avx2(sums, base, rights, counts);
+        }
     }
     drain_portable(sums, base, rights, counts)
 }
@@ -94,8 +118,13 @@ pub fn drain_touched<S: Sum>(
     assert_eq!(sums.len(), touched.len() << TOUCHED_SHIFT);
     assert!(rights.len() >= sums.len() + 16 && counts.len() >= sums.len() + 16);
     #[cfg(target_arch = "x86_64")]
-    if crate::avx512::available() {
-        return S::drain_touched_fast(sums, touched, base, rights, counts);
+    {
+        if crate::avx512::available() {
+            return S::drain_touched_fast(sums, touched, base, rights, counts);
+        }
+        if crate::avx2::available() {
+            return S::drain_touched_avx2(sums, touched, base, rights, counts);
+        }
     }
     drain_touched_portable(sums, touched, base, rights, counts)
 }
@@ -172,8 +201,12 @@ mod tests {
             .map(|group| u8::from(group.iter().any(|sum| *sum != S::default())))
             .collect();
         let whole_groups = sums.len().is_multiple_of(32);
-        for way in 0..4 {
-            if way >= 2 && !whole_groups {
+        #[cfg(target_arch = "x86_64")]
+        let avx2 = crate::avx2::available();
+        #[cfg(not(target_arch = "x86_64"))]
+        let avx2 = false;
+        for way in 0..6 {
+            if way >= 3 && !whole_groups || way % 3 == 2 && !avx2 {
                 continue;
             }
             let (mut left, mut touched) = (sums.to_vec(), flags.clone());
@@ -181,13 +214,19 @@ mod tests {
             let found = match way {
                 0 => drain(&mut left, 7, &mut rights, &mut counts),
                 1 => drain_portable(&mut left, 7, &mut rights, &mut counts),
-                2 => drain_touched(&mut left, &mut touched, 7, &mut rights, &mut counts),
-                _ => drain_touched_portable(&mut left, &mut touched, 7, &mut rights, &mut counts),
+                3 => drain_touched(&mut left, &mut touched, 7, &mut rights, &mut counts),
+                4 => drain_touched_portable(&mut left, &mut touched, 7, &mut rights, &mut counts),
+                #[cfg(target_arch = "x86_64")]
+                2 => S::drain_avx2(&mut left, 7, &mut rights, &mut counts),
+                #[cfg(target_arch = "x86_64")]
+                _ => S::drain_touched_avx2(&mut left, &mut touched, 7, &mut rights, &mut counts),
+                #[cfg(not(target_arch = "x86_64"))]
+                _ => continue,
             };
             let pairs: Vec<_> = rights.into_iter().zip(counts).take(found).collect();
             assert_eq!(pairs, expected, "way {way}");
             assert!(left.iter().all(|sum| *sum == S::default()));
-            assert!(way < 2 || touched.iter().all(|flag| *flag == 0));
+            assert!(way < 3 || touched.iter().all(|flag| *flag == 0));
         }
     }
 

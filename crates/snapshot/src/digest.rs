@@ -9,8 +9,8 @@
 //! the order in which they are written in hexadecimal.
 
 use crate::dtype::DType;
-use crate::xxh3::Xxh3;
 use serde::{Deserialize, Serialize};
+use twox_hash::xxhash3_128;
 
 /// Elements of a slice.
 pub const SLICE_ELEMENTS: u64 = 1 << 20;
@@ -136,21 +136,21 @@ impl<'de> Deserialize<'de> for Digest {
 
 /// A hash that grows.
 pub(crate) enum Hasher {
-    Xxh3(Box<Xxh3>),
+    Xxh3(Box<xxhash3_128::Hasher>),
     Blake3(Box<blake3::Hasher>),
 }
 
 impl Hasher {
     pub fn new(algorithm: Algorithm) -> Self {
         match algorithm {
-            Algorithm::Xxh3 => Self::Xxh3(Box::new(Xxh3::new())),
+            Algorithm::Xxh3 => Self::Xxh3(Box::default()),
             Algorithm::Blake3 => Self::Blake3(Box::default()),
         }
     }
 
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
-            Self::Xxh3(hasher) => hasher.update(bytes),
+            Self::Xxh3(hasher) => hasher.write(bytes),
             Self::Blake3(hasher) => {
                 hasher.update(bytes);
             }
@@ -168,8 +168,8 @@ impl Hasher {
     pub fn finish(&mut self) -> Digest {
         match self {
             Self::Xxh3(hasher) => {
-                let digest = Digest::Xxh3(hasher.finish());
-                **hasher = Xxh3::new();
+                let digest = Digest::Xxh3(hasher.finish_128());
+                **hasher = xxhash3_128::Hasher::default();
                 digest
             }
             Self::Blake3(hasher) => {

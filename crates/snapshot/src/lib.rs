@@ -66,7 +66,6 @@ mod upload;
 mod vector;
 mod weights;
 mod worker;
-mod xxh3;
 
 pub use digest::{Algorithm, Digest, SLICE_ELEMENTS};
 pub use distance::{DistanceSettings, distance};

@@ -162,7 +162,7 @@ impl DictionaryBuilder {
         Dictionary {
             tokens: self.counts.iter().map(|counts| counts.tokens).collect(),
             documents: self.counts.iter().map(|counts| counts.documents).collect(),
-            terms: self.road.into_numbers().without_index(),
+            terms: self.road.into_numbers(),
         }
     }
 }
@@ -189,6 +189,19 @@ pub struct DictionaryEntry<'a> {
 }
 
 impl Dictionary {
+    /// Frees the index that finds a term's place: [`crate::Vocabulary::choose`] makes it again. For a dictionary
+    /// that waits.
+    #[must_use]
+    pub fn without_index(mut self) -> Self {
+        self.terms = self.terms.without_index();
+        self
+    }
+
+    /// Terms with their index, tokens and documents.
+    pub(crate) fn into_parts(self) -> (Terms, Vec<u64>, Vec<u64>) {
+        (self.terms.with_index(), self.tokens, self.documents)
+    }
+
     /// Number of terms.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -37,7 +37,7 @@ mod unicode;
 mod unicode_tables;
 mod vocabulary;
 
-pub use chosen::{Chosen, Outside};
+pub use chosen::{Chosen, Outside, OutsideTerm};
 pub use dictionary::{Dictionary, DictionaryBuilder, DictionaryEntry};
 pub use encoder::IdEncoder;
 pub use error::{ErrorKind, TextError};

@@ -110,13 +110,8 @@ impl Terms {
             Ok(index) => return Ok(index),
             Err(place) => place,
         };
-        let index = u32::try_from(self.len())
-            .ok()
-            .filter(|&index| index < TERM_LIMIT)
-            .ok_or(TextError::TooManyTerms { limit: TERM_LIMIT })?;
         let start = self.arena.len() as u64;
-        self.arena.push_str(term);
-        self.ends.push(self.arena.len());
+        let index = self.append(term)?;
         self.slots[place] = Slot {
             hash,
             index,
@@ -125,15 +120,22 @@ impl Terms {
         Ok(index)
     }
 
+    /// The number of a term that is not there yet and that nobody will look for: it gets no place in the index.
+    pub(crate) fn append(&mut self, term: &str) -> Result<u32, TextError> {
+        let index = u32::try_from(self.len())
+            .ok()
+            .filter(|&index| index < TERM_LIMIT)
+            .ok_or(TextError::TooManyTerms { limit: TERM_LIMIT })?;
+        self.arena.push_str(term);
+        self.ends.push(self.arena.len());
+        Ok(index)
+    }
+
     fn grow(&mut self) {
         let size = (self.slots.len() * 2).max(16);
         let before = std::mem::replace(&mut self.slots, vec![EMPTY; size]);
         for slot in before.into_iter().filter(|slot| slot.index != EMPTY.index) {
-            let mut place = self.place(slot.hash);
-            while self.slots[place].index != EMPTY.index {
-                place = (place + 1) & (size - 1);
-            }
-            self.slots[place] = slot;
+            self.put(slot);
         }
     }
 
@@ -142,6 +144,46 @@ impl Terms {
         self.arena.capacity()
             + self.ends.capacity() * size_of::<usize>()
             + self.slots.capacity() * size_of::<Slot>()
+    }
+
+    /// The same terms with an index, a new one if it was freed.
+    pub(crate) fn with_index(self) -> Self {
+        if !self.slots.is_empty() || self.ends.is_empty() {
+            return self;
+        }
+        let mut size = 16;
+        while self.len() > size / 8 * 5 {
+            size *= 2;
+        }
+        let mut slots = Self {
+            slots: vec![EMPTY; size],
+            ..Self::default()
+        };
+        let mut start = 0;
+        for (index, &end) in (0..).zip(&self.ends) {
+            let term = &self.arena[start..end];
+            let hash = short_hash(term.as_bytes());
+            let slot = Slot {
+                hash,
+                index,
+                place: (start as u64) << LENGTH_BITS | term.len().min(LONG) as u64,
+            };
+            slots.put(slot);
+            start = end;
+        }
+        Self {
+            slots: slots.slots,
+            ..self
+        }
+    }
+
+    /// Puts a slot of a new term to the first empty place of its own. There must be one.
+    fn put(&mut self, slot: Slot) {
+        let mut place = self.place(slot.hash);
+        while self.slots[place].index != EMPTY.index {
+            place = (place + 1) & (self.slots.len() - 1);
+        }
+        self.slots[place] = slot;
     }
 
     /// Frees the index: the terms stay, [`Terms::get`] finds nothing any more.
@@ -175,6 +217,13 @@ mod tests {
             assert_eq!(terms.term(number), term(number));
         }
         assert_eq!(terms.get("10000"), None);
-        assert_eq!(terms.without_index().term(9_999), "9999");
+        let terms = terms.without_index();
+        assert_eq!((terms.get("7"), terms.term(9_999)), (None, "9999"));
+        let mut terms = terms.with_index();
+        for number in 0..10_000 {
+            assert_eq!(terms.get(&term(number)), Some(number));
+        }
+        assert_eq!(terms.insert("10000").unwrap(), 10_000);
+        assert_eq!(terms.with_index().get("10000"), Some(10_000));
     }
 }

@@ -97,12 +97,9 @@ impl Work {
         let mut numbers = Numbers::default();
         tables.priors(tokens, &mut numbers);
         let mut ids = std::mem::take(&mut self.ids);
-        ids.clear();
-        ids.extend(tokens.iter().filter(|id| **id != OUT_OF_VOCABULARY));
         match tables.context.kind {
             ContextKind::Document => {
-                ids.sort_unstable();
-                ids.dedup();
+                pmill_simd::distinct(tokens, &mut ids);
                 if let Some(most) = tables.context.max_features_per_document {
                     // Ids rise as terms get rarer: the first ones are the most frequent.
                     ids.truncate(most as usize);
@@ -112,6 +109,8 @@ impl Work {
                 self.ask_all(tables, &ids);
             }
             ContextKind::Window => {
+                ids.clear();
+                ids.extend(tokens.iter().filter(|id| **id != OUT_OF_VOCABULARY));
                 let mut keys = std::mem::take(&mut self.keys);
                 tables.window_pairs(tokens, &ids, &mut keys);
                 ids.sort_unstable();
@@ -342,17 +341,12 @@ impl Tally {
 /// So many values are sorted for their quantiles; of more, each quantile is selected by itself.
 const SORTED: usize = 1024;
 
-/// So many are sorted by counting for each value how many are smaller.
-const COUNTED: usize = 96;
-
 /// Appends the quantiles, with linear interpolation between the two nearest values as NumPy's default
 /// (NaN when there are no values), and gives the least and the greatest value.
 fn quantiles(values: &mut [f32], shares: &[f64], out: &mut Vec<f64>) -> Option<(f64, f64)> {
     let sorted = values.len() <= SORTED;
-    if values.len() <= COUNTED {
-        sort_few(values);
-    } else if sorted {
-        values.sort_unstable_by(f32::total_cmp);
+    if sorted {
+        pmill_simd::sort_floats(values);
     }
     let ends = match &*values {
         [] => None,
@@ -386,40 +380,6 @@ fn quantiles(values: &mut [f32], shares: &[f64], out: &mut Vec<f64>) -> Option<(
         });
     }
     ends.map(|(least, most)| (f64::from(least), f64::from(most)))
-}
-
-/// Sorts by [`f32::total_cmp`], without a branch that depends on the values.
-fn sort_few(values: &mut [f32]) {
-    const LANES: usize = 8;
-    // The bits of a float as an integer of the same order; what fills up the lanes is the greatest.
-    let mut keys = [i32::MAX; COUNTED];
-    for (key, value) in keys.iter_mut().zip(&*values) {
-        let bits = value.to_bits() as i32;
-        *key = bits ^ ((bits >> 31) as u32 >> 1) as i32;
-    }
-    let lanes = &keys[..values.len().next_multiple_of(LANES)];
-    let mut ranks = [0_i32; COUNTED];
-    for (rank, key) in ranks.iter_mut().zip(&keys[..values.len()]) {
-        let mut smaller = [0_i32; LANES];
-        for others in lanes.as_chunks::<LANES>().0 {
-            for lane in 0..LANES {
-                smaller[lane] += i32::from(others[lane] < *key);
-            }
-        }
-        *rank = smaller.iter().sum();
-    }
-    // Equal values have one rank; the places behind it stay NaN, and take the value before them.
-    let mut sorted = [f32::NAN; COUNTED];
-    for (rank, value) in ranks.iter().zip(&*values) {
-        sorted[*rank as usize] = *value;
-    }
-    let mut before = f32::NAN;
-    for (value, sorted) in values.iter_mut().zip(sorted) {
-        if !sorted.is_nan() {
-            before = sorted;
-        }
-        *value = before;
-    }
 }
 
 #[cfg(test)]
@@ -468,19 +428,6 @@ mod tests {
             let (low, high) = (place.floor(), place.ceil());
             let at = |place: f64| f64::from(sorted[place as usize]);
             assert_eq!(found, at(low) + (place - low) * (at(high) - at(low)));
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn few_values_are_sorted_as_by_the_library(
-            mut values in prop::collection::vec(prop_oneof![-2.0_f32..2.0, Just(0.0), Just(-0.0), Just(1.0)], 0..=COUNTED),
-        ) {
-            let mut expected = values.clone();
-            expected.sort_unstable_by(f32::total_cmp);
-            sort_few(&mut values);
-            let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-            prop_assert_eq!(bits(&values), bits(&expected));
         }
     }
 

@@ -22,6 +22,8 @@ pub(crate) struct Changes<'a> {
     pub(crate) vocabulary: &'a Vocabulary,
     /// Counts by slice, of a job that is counted by slice.
     pub(crate) slices: Option<&'a Slices>,
+    /// The file of `vocab`, if it is written already.
+    pub(crate) vocab: Option<DataFile>,
     pub(crate) sources: &'a mut [SourceRow],
     pub(crate) pairs: Vec<RangeFile>,
     pub(crate) outside: Option<DataFile>,
@@ -54,6 +56,7 @@ impl Target<'_> {
         let name = format!("part-00000-{digest}.parquet");
         let (vocab_schema, columns) = match (changes.slices, &mut changes.tail) {
             (Some(slices), _) => (&schema::SLICED_VOCAB, slices.columns(changes.vocabulary)?),
+            (None, None) if changes.vocab.is_some() => (&schema::VOCAB, Vec::new()),
             (None, None) => (&schema::VOCAB, vocab_columns(changes.vocabulary)?),
             (None, Some(tail)) => {
                 let mut columns = vocab_columns(changes.vocabulary)?;
@@ -73,9 +76,12 @@ impl Target<'_> {
             }
             _ => None,
         };
-        let vocab = self
-            .folder("vocab")
-            .write(&name, vocab_schema, &["id"], columns)?;
+        let vocab = match changes.vocab.take() {
+            Some(vocab) => vocab,
+            None => self
+                .folder("vocab")
+                .write(&name, vocab_schema, &["id"], columns)?,
+        };
         let sources = self.folder("sources").write(
             &name,
             &schema::SOURCES,

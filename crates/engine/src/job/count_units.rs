@@ -234,9 +234,9 @@ pub(crate) fn name_pair(
 }
 
 /// Writes the full blocks of one unit as runs.
-pub(super) struct UnitBlocks<'a> {
+pub(super) struct UnitBlocks<'a, 'c> {
     run: &'a Run<'a>,
-    counting: &'a Counting<'a>,
+    counting: &'a Counting<'c>,
     work: &'a WorkFolder,
     tail: Option<&'a Tail>,
     unit: usize,
@@ -244,7 +244,7 @@ pub(super) struct UnitBlocks<'a> {
     number: usize,
 }
 
-impl UnitBlocks<'_> {
+impl UnitBlocks<'_, '_> {
     pub(super) fn flush(&mut self, block: TokenBlock) -> Result<TokenBlock, EngineError> {
         self.done.dropped_features += block.dropped_features();
         let prepared = block.prepare(self.run.job.threads)?;

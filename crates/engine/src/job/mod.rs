@@ -11,6 +11,7 @@
 //!
 //! A job of several units keeps manifests in its work folder and goes on after a kill.
 
+mod aside;
 pub(crate) mod base;
 pub(crate) mod cleanup;
 pub(crate) mod commit;

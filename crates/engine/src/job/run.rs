@@ -16,7 +16,7 @@ use super::taken::Taken;
 use super::totals::OutsidePlace;
 use super::{CountJob, Facts};
 use crate::budget::Budget;
-use crate::counting::{Counting, RangeFile};
+use crate::counting::{Aside, Counting, RangeFile};
 use crate::error::EngineError;
 use crate::input::InputFile;
 use crate::progress::{Progress, StopFlag};
@@ -85,7 +85,7 @@ impl Run<'_> {
             folder: self.folder("outside"),
             name: format!("part-00000-{digest}.parquet"),
         };
-        let totals = self.totals(given.as_deref(), &mut corpus, &place)?;
+        let mut totals = self.totals(given.as_deref(), &mut corpus, &place)?;
         let mut facts = self.facts_before();
         facts.rows = change("rows", facts.rows, added.rows, taken.rows)?;
         facts.tokens = change("tokens", facts.tokens, added.tokens, taken.tokens)?;
@@ -97,14 +97,17 @@ impl Run<'_> {
             .map(Slices::facts)
             .unwrap_or_default();
         let subsample = self.subsample(&totals.vocabulary, &facts)?;
+        let outside = (totals.outside.take(), totals.held_outside.take());
         let slices = totals.slices.as_ref();
-        let counting = self.sliced_counting(
+        let mut counting = self.sliced_counting(
             &totals.vocabulary,
             slices,
             &facts,
             subsample.as_ref(),
             &digest,
         )?;
+        let vocab_file = self.vocab_aside(&mut counting, &totals.vocabulary, &digest);
+        let outside_file = self.outside_aside(&mut counting, outside, place)?;
         let mut tails = self.tails(&totals.vocabulary)?;
         let counted = self.count(
             &counting,
@@ -157,7 +160,8 @@ impl Run<'_> {
                 slices: totals.slices.as_ref(),
                 sources: &mut sources,
                 pairs: counted.files,
-                outside: totals.outside,
+                vocab: vocab_file.map(|file| file.take()).transpose()?,
+                outside: outside_file.map(|file| file.take()).transpose()?,
                 tail,
                 facts: &facts,
                 subsample: subsample.as_ref(),
@@ -349,6 +353,7 @@ impl Run<'_> {
             batch: digest.to_owned(),
             progress: self.progress,
             stop: self.stop,
+            aside: Aside::default(),
         })
     }
 

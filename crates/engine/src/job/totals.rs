@@ -8,7 +8,7 @@ use std::iter::Peekable;
 use std::sync::Arc;
 
 use pmill_store::DataFile;
-use pmill_text::{TermCount, Vocabulary, merge_sorted};
+use pmill_text::{Outside, TermCount, Vocabulary, merge_sorted};
 
 use super::base::Base;
 use super::reading::{Corpus, Sums};
@@ -30,6 +30,15 @@ impl OutsidePlace<'_> {
     fn create(&self) -> Result<OutsideFile, EngineError> {
         OutsideFile::create(&self.folder, &self.name)
     }
+
+    /// Writes all of it.
+    pub(super) fn write(&self, outside: &Outside) -> Result<DataFile, EngineError> {
+        let mut file = self.create()?;
+        for term in outside.sorted() {
+            file.push(term.term, term.tokens, term.documents)?;
+        }
+        file.finish()
+    }
 }
 
 /// Counts of terms after a batch.
@@ -39,8 +48,10 @@ pub(super) struct Totals {
     pub(super) types: u64,
     /// From provisional ids to those of the vocabulary, when its terms were given.
     pub(super) given_map: Option<Vec<u32>>,
-    /// The file of `outside`; `None` when the job has no such table.
+    /// The file of `outside`; `None` when the job has no such table, or it is not written yet.
     pub(super) outside: Option<DataFile>,
+    /// What it will hold, if it is not written yet.
+    pub(super) held_outside: Option<Outside>,
     /// Tokens of the vocabulary that this batch adds.
     pub(super) tokens_inside: u64,
     /// Counts by slice, when the job is counted by slice.
@@ -65,6 +76,7 @@ impl Run<'_> {
                     vocabulary: Arc::new(vocabulary),
                     given_map: Some(map),
                     outside: None,
+                    held_outside: None,
                     tokens_inside: added.tokens.iter().sum(),
                     slices: None,
                 })
@@ -76,6 +88,7 @@ impl Run<'_> {
                     vocabulary: Arc::new(vocabulary),
                     given_map: None,
                     outside: None,
+                    held_outside: None,
                     tokens_inside: added.tokens.iter().sum(),
                     slices: None,
                 })
@@ -95,25 +108,28 @@ impl Run<'_> {
             vocabulary::choose(&mut corpus.dictionaries, &rule, &self.budget)?
         };
         let vocabulary = chosen.vocabulary;
-        let mut outside = place.create()?;
-        if let Some(terms) = &chosen.outside {
-            for term in terms.iter() {
-                outside.push(term)?;
-            }
-        } else if chosen.types > vocabulary.len() as u64 {
-            for term in merge_sorted(sorted(&corpus.dictionaries)?) {
-                let term: TermCount = term?;
-                if vocabulary.lookup(&term.term).is_none() {
-                    outside.push(term)?;
+        let outside = match &chosen.outside {
+            Some(_) => None,
+            None => {
+                let mut outside = place.create()?;
+                if chosen.types > vocabulary.len() as u64 {
+                    for term in merge_sorted(sorted(&corpus.dictionaries)?) {
+                        let term: TermCount = term?;
+                        if vocabulary.lookup(&term.term).is_none() {
+                            outside.push(&term.term, term.tokens, term.documents)?;
+                        }
+                    }
                 }
+                Some(outside.finish()?)
             }
-        }
+        };
         Ok(Totals {
             types: chosen.types,
             tokens_inside: tokens_of(&vocabulary),
             vocabulary: Arc::new(vocabulary),
             given_map: None,
-            outside: Some(outside.finish()?),
+            outside,
+            held_outside: chosen.outside,
             slices: None,
         })
     }
@@ -154,11 +170,7 @@ impl Run<'_> {
             if let Some(outside) = &mut outside
                 && tokens > 0
             {
-                outside.push(TermCount {
-                    term,
-                    tokens,
-                    documents,
-                })?;
+                outside.push(&term, tokens, documents)?;
             }
         }
         let vocabulary = changed(base, &added, &taken)?;
@@ -169,6 +181,7 @@ impl Run<'_> {
             types,
             given_map: None,
             outside: outside.map(OutsideFile::finish).transpose()?,
+            held_outside: None,
             tokens_inside: added.tokens.iter().sum(),
             slices: None,
         })
@@ -192,6 +205,7 @@ impl Run<'_> {
                     vocabulary: Arc::new(vocabulary),
                     given_map: None,
                     outside: None,
+                    held_outside: None,
                     slices: None,
                 }
             }

@@ -20,6 +20,7 @@ use crate::auth::{Credentials, Gate};
 use crate::error::ServeError;
 use crate::listen::{self, Doorman, Peer};
 use crate::service::{Asker, Service};
+use crate::traces::Parent;
 
 use statements::Statements;
 
@@ -38,7 +39,9 @@ impl Flight {
     async fn asker<T>(&self, request: &Request<T>) -> Result<Asker, Status> {
         // The request itself cannot be held while waiting: its body may not be shared.
         let (address, credentials) = shown(request)?;
-        self.let_in(address, credentials).await
+        let parent = Parent::read(|name| request.metadata().get(name)?.to_str().ok());
+        let asker = self.let_in(address, credentials).await?;
+        Ok(Asker { parent, ..asker })
     }
 
     async fn let_in(
@@ -50,6 +53,7 @@ impl Flight {
             Ok(user) => Ok(Asker {
                 user,
                 protocol: PROTOCOL,
+                parent: None,
             }),
             Err(error) => {
                 self.service.metrics().denied.inc();

@@ -130,8 +130,9 @@ fn values(batch: &RecordBatch, row: usize, types: &Schema) -> Result<ParamValues
 }
 
 impl Flight {
-    async fn prepare(&self, sql: &str) -> Result<Prepared, Status> {
-        Ok(self.service.prepare(Dialect::Plain, sql).await?)
+    async fn prepare(&self, asker: &Asker, sql: &str) -> Result<Prepared, Status> {
+        let parent = asker.parent.as_ref();
+        Ok(self.service.prepare(Dialect::Plain, sql, parent).await?)
     }
 
     async fn start(
@@ -191,8 +192,8 @@ impl FlightSqlService for Flight {
         query: CommandStatementQuery,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        self.asker(&request).await?;
-        let prepared = self.prepare(&query.query).await?;
+        let asker = self.asker(&request).await?;
+        let prepared = self.prepare(&asker, &query.query).await?;
         let ticket = TicketStatementQuery {
             statement_handle: Ticket::new(query.query).write().into(),
         };
@@ -211,7 +212,7 @@ impl FlightSqlService for Flight {
     ) -> Result<Response<DataStream>, Status> {
         let asker = self.asker(&request).await?;
         let ticket = Ticket::read(&ticket.statement_handle)?;
-        let prepared = self.prepare(&ticket.sql).await?;
+        let prepared = self.prepare(&asker, &ticket.sql).await?;
         let rows = self.start(&asker, &prepared, None).await?;
         self.statements
             .started(ticket.id, &asker.user, rows.stopper());
@@ -224,7 +225,7 @@ impl FlightSqlService for Flight {
         request: Request<Action>,
     ) -> Result<ActionCreatePreparedStatementResult, Status> {
         let asker = self.asker(&request).await?;
-        let prepared = self.prepare(&query.query).await?;
+        let prepared = self.prepare(&asker, &query.query).await?;
         let handle = self.statements.prepare(&asker.user, query.query)?;
         Ok(ActionCreatePreparedStatementResult {
             prepared_statement_handle: handle.as_bytes().to_vec().into(),
@@ -284,7 +285,7 @@ impl FlightSqlService for Flight {
         let (sql, _) = self
             .statements
             .get(&asker.user, &query.prepared_statement_handle)?;
-        let prepared = self.prepare(&sql).await?;
+        let prepared = self.prepare(&asker, &sql).await?;
         let schema = prepared.plan.schema().as_arrow();
         info(request.into_inner(), schema, query.as_any().encode_to_vec())
     }
@@ -298,7 +299,7 @@ impl FlightSqlService for Flight {
         let (sql, bound) = self
             .statements
             .get(&asker.user, &query.prepared_statement_handle)?;
-        let prepared = self.prepare(&sql).await?;
+        let prepared = self.prepare(&asker, &sql).await?;
         let types = parameters(&prepared.plan)?;
         if types.fields().is_empty() {
             let rows = self.start(&asker, &prepared, None).await?;

@@ -150,6 +150,7 @@ impl Handlers {
             None => Asker {
                 user: User::anonymous(),
                 protocol: PROTOCOL,
+                parent: None,
             },
         };
         let rows = self

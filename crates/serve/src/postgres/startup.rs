@@ -81,6 +81,7 @@ impl Startup {
         extensions.insert::<Asker>(Asker {
             user,
             protocol: PROTOCOL,
+            parent: None,
         });
         finish_authentication(client, &self.parameters).await
     }

@@ -303,6 +303,7 @@ impl Commit<'_> {
             job_folder: self.folder.path(),
         };
         let changes = Changes {
+            vocab: None,
             slices: None,
             vocabulary: &vocabulary,
             sources: &mut sources,

@@ -12,6 +12,7 @@ use super::annotate::AnnotateDone;
 use super::commit::commit_plan;
 use super::fold::FAN_IN;
 use super::folder::{PlanFolder, claim_epoch, names, remove, superseded};
+use super::matrix::RowsDone;
 use super::plan::{self, NewPlan, PROTOCOL, PlanHeader, PlanUnit};
 use super::query::QueryDone;
 use super::reduce::{COMBINED, MOST_RUNS};
@@ -57,6 +58,10 @@ pub enum Phase {
     Remap,
     /// Tables are summed.
     Merge,
+    /// A table is read, and pairs change their sides.
+    Turn,
+    /// Values of rows are computed.
+    Rows,
     /// Parts of a query's plan are run.
     Query,
 }
@@ -77,6 +82,8 @@ impl Phase {
             Self::Annotate => "annotate",
             Self::Remap => "remap",
             Self::Merge => "merge",
+            Self::Turn => "turn",
+            Self::Rows => "rows",
             Self::Query => "query",
         }
     }
@@ -377,12 +384,14 @@ fn rows_of(folder: &PlanFolder, work: &Work) -> Result<Option<u64>, EngineError>
         Work::Annotate { .. } => folder
             .get::<AnnotateDone>(&name)?
             .map(|done| done.shard.rows),
+        Work::Rows { .. } => folder.get::<RowsDone>(&name)?.map(|done| done.entries),
         Work::Query { .. } => folder.get::<QueryDone>(&name)?.map(|done| done.rows),
         Work::Average { .. }
         | Work::Fold { .. }
         | Work::Combine { .. }
         | Work::Sum { .. }
-        | Work::Remap { .. } => None,
+        | Work::Remap { .. }
+        | Work::Turn { .. } => None,
     })
 }
 

@@ -14,6 +14,7 @@
 //! cut into table files follows from the vocabulary alone. They are the bytes that
 //! [`super::count`] writes.
 
+mod alive;
 mod annotate;
 mod attempts;
 mod average;
@@ -23,6 +24,7 @@ mod fold;
 mod folder;
 mod kept;
 mod map;
+mod matrix;
 mod merge;
 pub(crate) mod place;
 mod plan;
@@ -41,14 +43,24 @@ pub use average::AverageDrive;
 pub use commit::commit;
 pub use drive::{Drive, Phase, Runner};
 pub use folder::{PlanFolder, is_gone};
+pub use matrix::{MatrixDrive, MatrixRows};
 pub use merge::MergeDrive;
 pub use plan::{PROTOCOL, PlanHeader, PlanUnit, UnitFile};
 pub use query::{
-    Answer, JobVersions, Planned, QueryDrive, QueryPlan, QueryRequest, Sees, clear_dead,
-    scanned_bytes,
+    Answer, JobVersions, Planned, QueryDrive, QueryPlan, QueryRequest, Sees, scanned_bytes,
 };
 pub use score::ScoreDrive;
 pub use shard::{Shard, ShardSummary};
 pub use spec::{Failure, UnitSpec, Work, may_pass};
 pub use state::PlanState;
 pub use worker::{GRACE, UnitWorker, WorkerLimits};
+
+use crate::error::EngineError;
+
+/// Removes what drivers of queries and matrices left that were killed; gives how many.
+///
+/// # Errors
+/// When the folders cannot be listed or removed.
+pub fn clear_dead(warehouse: &pmill_store::Warehouse) -> Result<usize, EngineError> {
+    Ok(query::clear_dead(warehouse)? + matrix::clear_dead_matrices(warehouse)?)
+}

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::BufWriter;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pmill_count::{Accumulator, Compression, RunWriter, merge_runs};
 
@@ -14,6 +14,7 @@ use super::worker::Running;
 use crate::counting::{Parts, RangeFile, RunFile};
 use crate::error::EngineError;
 use crate::job::count_units::name_pair;
+use crate::progress::StopFlag;
 use crate::tables::{PairsFile, unwrap_sink};
 
 /// Runs that are open at once; more are summed in rounds, through files on this machine.
@@ -108,7 +109,6 @@ impl Running<'_> {
         Ok(all)
     }
 
-    /// Sums runs, all of them added or all taken, until few enough are left to be open at once.
     fn sum_rounds_of_runs(
         &self,
         runs: &[RunFile],
@@ -117,35 +117,49 @@ impl Running<'_> {
         accumulator: &mut Accumulator,
     ) -> Result<Vec<PathBuf>, EngineError> {
         let data = self.folder.data();
-        let mut runs: Vec<PathBuf> = runs.iter().map(|run| data.join(&run.name)).collect();
-        let terms = accumulator.vocabulary_size();
-        let mut round = 0;
-        while runs.len() > FAN_IN {
-            let mut summed = Vec::new();
-            for (part, some) in runs.chunks(FAN_IN).enumerate() {
-                self.check_stop()?;
-                let name = format!("sum-{taken}-{round}-{part}.run");
-                let path = self.scratch.path().join(name);
-                let file = File::create(&path).map_err(|source| io("write", &path, source))?;
-                let file = BufWriter::with_capacity(1 << 20, file);
-                let mut writer = RunWriter::new(file, terms, Compression::default())?;
-                let mut rows = added(some).open()?;
-                merge_runs(&mut rows, range.clone(), accumulator, &mut writer)?;
-                let (file, _) = writer.finish()?;
-                file.into_inner()
-                    .map_err(|error| io("write", &path, error.into_error()))?;
-                summed.push(path);
-            }
-            if round > 0 {
-                for path in &runs {
-                    let _ = std::fs::remove_file(path);
-                }
-            }
-            runs = summed;
-            round += 1;
-        }
-        Ok(runs)
+        let runs = runs.iter().map(|run| data.join(&run.name)).collect();
+        let place = (self.scratch.path(), format!("sum-{taken}"));
+        sum_rounds(runs, range, accumulator, place, self.stop)
     }
+}
+
+/// Sums runs, all of them added or all taken, until few enough are left to be open at once; the sums
+/// lie in a folder for temporary files, under names that begin alike.
+pub(super) fn sum_rounds(
+    mut runs: Vec<PathBuf>,
+    range: &Range<u32>,
+    accumulator: &mut Accumulator,
+    (scratch, prefix): (&Path, String),
+    stop: &StopFlag,
+) -> Result<Vec<PathBuf>, EngineError> {
+    let terms = accumulator.vocabulary_size();
+    let mut round = 0;
+    while runs.len() > FAN_IN {
+        let mut summed = Vec::new();
+        for (part, some) in runs.chunks(FAN_IN).enumerate() {
+            if stop.is_set() {
+                return Err(EngineError::Interrupted);
+            }
+            let path = scratch.join(format!("{prefix}-{round}-{part}.run"));
+            let file = File::create(&path).map_err(|source| io("write", &path, source))?;
+            let file = BufWriter::with_capacity(1 << 20, file);
+            let mut writer = RunWriter::new(file, terms, Compression::default())?;
+            let mut rows = added(some).open()?;
+            merge_runs(&mut rows, range.clone(), accumulator, &mut writer)?;
+            let (file, _) = writer.finish()?;
+            file.into_inner()
+                .map_err(|error| io("write", &path, error.into_error()))?;
+            summed.push(path);
+        }
+        if round > 0 {
+            for path in &runs {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        runs = summed;
+        round += 1;
+    }
+    Ok(runs)
 }
 
 fn added<'a>(runs: &[PathBuf]) -> Parts<'a> {

@@ -106,6 +106,17 @@ pub enum Work {
         /// The range's number.
         number: usize,
     },
+    /// Sum a part of a table by rows and columns, and write its pairs with their sides changed (see
+    /// [`super::MatrixDrive`]).
+    Turn {
+        /// The part's number.
+        number: usize,
+    },
+    /// Compute the values of a range of rows of a matrix.
+    Rows {
+        /// The range's number.
+        number: usize,
+    },
     /// Run a partition of a part of a query's plan (see [`super::QueryDrive`]).
     Query {
         /// The part's number.
@@ -141,6 +152,8 @@ impl Work {
             Self::Annotate { number } => format!("annotate-{number:05}"),
             Self::Remap { number } => format!("remap-{number:05}"),
             Self::Merge { number } => format!("merge-{number:05}"),
+            Self::Turn { number } => format!("turn-{number:05}"),
+            Self::Rows { number } => format!("rows-{number:05}"),
             Self::Query {
                 fragment,
                 partition,
@@ -162,7 +175,9 @@ impl Work {
             | Self::Score { number }
             | Self::Annotate { number }
             | Self::Remap { number }
-            | Self::Merge { number } => *number,
+            | Self::Merge { number }
+            | Self::Turn { number }
+            | Self::Rows { number } => *number,
             Self::Query { partition, .. } => *partition,
         }
     }

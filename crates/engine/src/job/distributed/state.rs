@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::annotate::AnnotateHeader;
 use super::folder::{PlanFolder, names, read};
+use super::matrix::{BANDS, BandsDone, MatrixHeader};
 use super::merge::MergeHeader;
 use super::plan::PlanHeader;
 use super::query::QueryHeader;
@@ -22,7 +23,7 @@ pub struct PlanState {
     /// Job name.
     pub job: String,
     /// The phase that it is in: `terms`, `count`, `combine`, `reduce`; `sum`, `score`; `remap`, `merge`;
-    /// `annotate`; `query`; or `commit` (of a query: its driver has the rest).
+    /// `turn`, `rows`; `annotate`; `query`; or `commit` (of a query: its driver has the rest).
     pub phase: &'static str,
     /// Units (or ranges) of the phase that are done.
     pub done: usize,
@@ -52,6 +53,7 @@ impl PlanState {
                 Some((_, "units")) => Self::of_count,
                 Some((_, "scores")) => Self::of_scoring,
                 Some((_, "merges")) => Self::of_merge,
+                Some((_, "matrix")) => Self::of_matrix,
                 Some((_, "query")) => Self::of_query,
                 Some((_, "elsewhere")) => {
                     let Some(place) = read::<PathBuf>(&plans)? else {
@@ -93,6 +95,19 @@ impl PlanState {
         let phases = [
             ("remap", "remap-", header.remaps.len()),
             ("merge", "merge-", header.ranges.len()),
+        ];
+        Self::in_phases(folder, header.name, &phases).map(Some)
+    }
+
+    fn of_matrix(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
+        let Some(header) = MatrixHeader::read(folder)? else {
+            return Ok(None);
+        };
+        let bands: Option<BandsDone> = folder.get(BANDS)?;
+        let rows = bands.map_or(0, |bands| bands.bands.len());
+        let phases = [
+            ("turn", "turn-", header.parts.len()),
+            ("rows", "rows-", rows),
         ];
         Self::in_phases(folder, header.name, &phases).map(Some)
     }

@@ -64,6 +64,10 @@ impl Running<'_> {
             name: format!("part-00000-{digest}-{attempt}.parquet"),
         };
         let totals = run.totals(given.map(Arc::as_ref), &mut corpus, &place)?;
+        let outside = match &totals.held_outside {
+            Some(held) => Some(place.write(held)?),
+            None => totals.outside,
+        };
         let vocabulary = &totals.vocabulary;
         let mut facts = run.facts_before();
         facts.rows = change("rows", facts.rows, added.rows, taken.rows)?;
@@ -91,7 +95,7 @@ impl Running<'_> {
             taken,
             inside: totals.tokens_inside,
             facts,
-            outside: totals.outside,
+            outside,
             subsample,
             bad: bad.to_vec(),
             ranges,

@@ -12,6 +12,7 @@ use super::annotate::{AnnotateHeader, LoadedAnnotation};
 use super::drive::Signed;
 use super::folder::{PlanFolder, io, is_over};
 use super::kept::Kept;
+use super::matrix::{LoadedMatrix, MatrixHeader, is_of_matrix};
 use super::merge::{LoadedMerge, MergeHeader, is_merging};
 use super::place::is_remote;
 use super::plan::{PlanHeader, attempt, check_protocol};
@@ -64,6 +65,7 @@ pub struct UnitWorker {
     loaded: Mutex<Option<Arc<Loaded>>>,
     pub(super) scoring: Mutex<Option<Arc<LoadedScoring>>>,
     pub(super) annotation: Kept<LoadedAnnotation>,
+    pub(super) matrix: Kept<LoadedMatrix>,
     pub(super) merging: Kept<LoadedMerge>,
     querying: Kept<LoadedQuery>,
 }
@@ -133,6 +135,7 @@ impl UnitWorker {
             loaded: Mutex::new(None),
             scoring: Mutex::new(None),
             annotation: Kept::default(),
+            matrix: Kept::default(),
             merging: Kept::default(),
             querying: Kept::default(),
         })
@@ -191,6 +194,12 @@ impl UnitWorker {
                     self.run_merge(&folder, &spec.work, (&attempt, scratch.path()), stop)
                 });
             }
+            if is_of_matrix(&spec.work) {
+                let _mark = folder.begin(spec, &attempt)?;
+                return self.attempt(spec, &name, cancel, |scratch, stop| {
+                    self.run_matrix(&folder, &spec.work, (&attempt, scratch.path()), stop)
+                });
+            }
             if is_scoring(spec) {
                 let scoring = self.load_scoring(&folder)?;
                 let _mark = folder.begin(spec, &attempt)?;
@@ -242,6 +251,7 @@ impl UnitWorker {
             Work::Annotate { number } => AnnotateHeader::need(folder).map(|h| h.input(*number)),
             Work::Remap { number } => MergeHeader::need(folder).map(|h| h.input(*number)),
             Work::Merge { .. } => MergeHeader::need(folder).map(|h| h.inputs()),
+            Work::Turn { .. } | Work::Rows { .. } => MatrixHeader::need(folder).map(|h| h.inputs()),
             Work::Average { .. }
             | Work::Fold { .. }
             | Work::Combine { .. }
@@ -479,6 +489,8 @@ impl<'a> Running<'a> {
             | Work::Annotate { .. }
             | Work::Remap { .. }
             | Work::Merge { .. }
+            | Work::Turn { .. }
+            | Work::Rows { .. }
             | Work::Query { .. } => Err(EngineError::Bug(format!(
                 "`{}` is not of a count",
                 work.name()

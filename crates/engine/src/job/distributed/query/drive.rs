@@ -15,17 +15,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use datafusion::error::DataFusionError;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream};
 use pmill_store::Warehouse;
 
+use super::super::alive::{Beat, is_dead, now, remove_plans};
 use super::super::drive::{Phase, Phases, Runner};
-use super::super::folder::{PLAN, PlanFolder, claim_epoch, make_folder, names, put_new, read};
-use super::super::place::{self, exists};
+use super::super::folder::{PLAN, PlanFolder, claim_epoch, names, put_new};
+use super::super::place;
 use super::super::plan::attempt;
 use super::super::spec::Work;
 use super::rows::{Fetched, QueryDone, UnitRows, local};
@@ -34,12 +34,9 @@ use crate::error::EngineError;
 use crate::progress::{Progress, StopFlag};
 use crate::session::query;
 
-/// How often a driver says that it lives.
-const BEAT: Duration = Duration::from_secs(20);
 /// Who has said nothing for so long is dead. Clocks of machines may differ a little.
 const DEAD: Duration = Duration::from_secs(300);
 
-const ALIVE: &str = "alive";
 const SUFFIX: &str = ".query";
 
 /// How the units of a query are driven.
@@ -166,7 +163,7 @@ pub(super) struct QueryFolder {
     plans: PathBuf,
     folder: PlanFolder,
     scratch: tempfile::TempDir,
-    beat: Mutex<Option<(Arc<StopFlag>, JoinHandle<()>)>>,
+    beat: Mutex<Option<Beat>>,
 }
 
 impl std::fmt::Debug for QueryFolder {
@@ -185,36 +182,13 @@ impl QueryFolder {
         let mut builder = tempfile::Builder::new();
         let scratch = builder.prefix("pmill-query-").tempdir_in(&root);
         let scratch = scratch.map_err(fail)?;
-        make_folder(&plans)?;
-        let alive = plans.join(ALIVE);
-        place::write_over(&alive, now().to_string())?;
-        let stop = Arc::new(StopFlag::default());
-        let ends = stop.clone();
-        let beat = std::thread::spawn(move || {
-            loop {
-                std::thread::park_timeout(BEAT);
-                if ends.is_set() {
-                    return;
-                }
-                // A beat that is missed is made up for by the next.
-                let _ = place::write_over(&alive, now().to_string());
-            }
-        });
-        let folder = PlanFolder::make(&plans, "units");
-        let made = Self {
-            folder: match folder {
-                Ok(folder) => folder,
-                Err(error) => {
-                    stop.set();
-                    beat.thread().unpark();
-                    return Err(error);
-                }
-            },
+        let beat = Beat::start(&plans)?;
+        Ok(Self {
+            folder: PlanFolder::make(&plans, "units")?,
             plans,
             scratch,
-            beat: Mutex::new(Some((stop, beat))),
-        };
-        Ok(made)
+            beat: Mutex::new(Some(beat)),
+        })
     }
 
     /// The files of a fragment, partition by partition.
@@ -245,18 +219,9 @@ impl QueryFolder {
             Ok(mut beat) => beat.take(),
             Err(_) => return,
         };
-        let Some((stop, beat)) = beat else { return };
-        stop.set();
-        beat.thread().unpark();
-        // It only writes a file.
-        let _ = beat.join();
-        // A unit that still runs may write into it meanwhile, and then ends.
-        for _ in 0..20 {
-            let _ = place::remove_all(&self.plans);
-            if place::is_remote(&self.plans) || !self.plans.exists() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(100));
+        if beat.is_some() {
+            drop(beat);
+            remove_plans(&self.plans);
         }
     }
 }
@@ -267,18 +232,11 @@ impl Drop for QueryFolder {
     }
 }
 
-/// Seconds since 1970.
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |elapsed| elapsed.as_secs())
-}
-
 /// Removes the folders of queries whose drivers were killed; gives how many.
 ///
 /// # Errors
 /// When the folders cannot be listed or removed.
-pub fn clear_dead(warehouse: &Warehouse) -> Result<usize, EngineError> {
+pub(in super::super) fn clear_dead(warehouse: &Warehouse) -> Result<usize, EngineError> {
     let root = PlanFolder::root_of(warehouse);
     let mut removed = 0;
     for name in names(&root)? {
@@ -286,14 +244,7 @@ pub fn clear_dead(warehouse: &Warehouse) -> Result<usize, EngineError> {
             continue;
         };
         let plans = root.join(&name);
-        let alive = plans.join(ALIVE);
-        let told = match read::<u64>(&alive) {
-            Ok(told) => told.unwrap_or(started),
-            // It goes away just now, or is written.
-            Err(_) if !exists(&alive).unwrap_or(true) => continue,
-            Err(_) => started,
-        };
-        if now().saturating_sub(told) > DEAD.as_secs() {
+        if is_dead(&plans, started, DEAD) {
             place::remove_all(&plans)?;
             removed += 1;
         }
@@ -309,6 +260,7 @@ fn started(name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::alive::ALIVE;
     use super::*;
 
     #[test]

@@ -38,7 +38,8 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use pmill_store::{JobName, Warehouse};
 use serde::{Deserialize, Serialize};
 
-pub use drive::{Answer, QueryDrive, clear_dead};
+pub(super) use drive::clear_dead;
+pub use drive::{Answer, QueryDrive};
 pub(super) use rows::QueryDone;
 pub use tables::JobVersions;
 use tables::QueryCatalog;
