@@ -138,8 +138,8 @@ pub struct AnnounceArgs {
     rule: proto::Rule,
     /// Where the merged snapshot is to appear (s3://BUCKET/KEY below an --output-root of the service); by default in
     /// the service's warehouse
-    #[arg(long, value_name = "URI", default_value = "")]
-    output: String,
+    #[arg(long, value_name = "URI")]
+    output: Option<String>,
     /// Weigh agents by the examples they saw
     #[arg(long)]
     by_examples: bool,
@@ -397,7 +397,7 @@ impl AnnounceArgs {
                 low_rank: self.lora.clone(),
             }),
             mixing: self.mixing()?,
-            output: self.output.clone(),
+            output: self.output.clone().unwrap_or_default(),
         })
     }
 

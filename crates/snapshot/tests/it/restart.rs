@@ -2,7 +2,8 @@
 
 use crate::support::*;
 use pmill_snapshot::{
-    MergeSettings, Snapshot, SnapshotError, SnapshotPath, assemble, average_slice, merge, part_file,
+    Algorithm, Digests, MergeSettings, Snapshot, SnapshotError, SnapshotPath, assemble,
+    average_slice, merge, part_file,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -95,6 +96,40 @@ fn a_stopped_merge_goes_on_where_it_was() {
     assert_eq!(report.resumed_slices, 2);
     assert!(files(&out) == files(&whole));
     assert!(!root.path().join(".out.pmill-staging").exists());
+}
+
+#[test]
+fn a_merge_that_began_before_digests_had_names_goes_on() {
+    let root = tempdir().unwrap();
+    let inputs = agents(root.path());
+    let out = root.path().join("out");
+    let blake3 = MergeSettings {
+        threads: Some(1),
+        digests: Digests::All(Algorithm::Blake3),
+        ..settings()
+    };
+    let plan_with = |settings: &MergeSettings| plan(&inputs, &out, settings).unwrap();
+    let calls = std::sync::atomic::AtomicUsize::new(0);
+    let two = |_| calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < 2;
+    assert!(merge(&plan_with(&blake3), &two).is_err());
+    for name in ["plan.json", "slices.jsonl"] {
+        let path = root.path().join(".out.pmill-staging").join(name);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains("blake3:"), "{text}");
+        std::fs::write(&path, text.replace("blake3:", "")).unwrap();
+    }
+    let report = merge(&plan_with(&blake3), &|_| true).unwrap();
+    assert!(report.resumed_slices >= 2);
+    // With other digests it is another plan.
+    std::fs::remove_dir_all(&out).unwrap();
+    calls.store(0, std::sync::atomic::Ordering::Relaxed);
+    assert!(merge(&plan_with(&blake3), &two).is_err());
+    let other = MergeSettings {
+        digests: Digests::default(),
+        ..blake3
+    };
+    let report = merge(&plan_with(&other), &|_| true).unwrap();
+    assert_eq!(report.resumed_slices, 0);
 }
 
 #[test]
