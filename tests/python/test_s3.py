@@ -1,8 +1,8 @@
 """Warehouses and inputs in an S3 store on loopback (moto), also when the store misbehaves."""
 
+import concurrent.futures
 import os
 import subprocess
-import threading
 import time
 
 import pytest
@@ -187,17 +187,14 @@ def test_of_two_writers_one_is_told_to_try_again(store, corpus):
     """Two machines (two work folders) count two batches at once: none is lost, none is there twice."""
     upload(store, corpus)
     count(store, f"{store.uri}/corpus/{corpus[0].name}")
-    codes = {}
 
     def write(number):
         path = f"{store.uri}/corpus/{corpus[number].name}"
-        codes[number] = count(store, path, code=None, work=f"work{number}")
+        return count(store, path, code=None, work=f"work{number}")
 
-    threads = [threading.Thread(target=write, args=[number]) for number in (1, 2, 3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    # What goes wrong in a thread is raised here.
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        codes = dict(zip((1, 2, 3), pool.map(write, (1, 2, 3))))
     assert 0 in [result.code for result in codes.values()]
     for number, result in codes.items():
         assert result.code in (0, 75), result

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import browser
+import cluster
 import pmill
 from test_serve import Server, corpus
 
@@ -89,7 +90,8 @@ def rows(window):
 
 def test_a_word_is_asked_for_with_the_keyboard_alone(page):
     window = page("/?job=captions")
-    assert window.run("document.activeElement.name") == "word"
+    # The browser moves the focus there a little after the page has been loaded.
+    assert cluster.wait_for(lambda: window.run("document.activeElement.name") == "word", seconds=10, pause=0.05)
     window.type("w3")
     window.loaded(lambda: window.press("Enter"))
     assert "Neighbours of w3" in window.run(TEXT)

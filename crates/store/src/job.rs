@@ -5,7 +5,6 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use arrow::datatypes::SchemaRef;
-use tokio::task::JoinHandle;
 
 use crate::delta::{self, DataFile, NextVersion, TableState};
 use crate::error::StoreError;
@@ -402,41 +401,53 @@ impl JobCommit {
     /// # Errors
     /// [`StoreError::Conflict`] when someone else committed `pairs` since `base`.
     pub async fn commit(self, warehouse: &Warehouse) -> Result<u64, StoreError> {
-        // None of them is seen before `pairs` names it, so they need not wait for each other.
-        let begin = |table, schema: &SchemaRef, files: &[DataFile], properties| {
-            let next = self.next(warehouse, table, schema, files.to_vec(), properties, None);
-            Ok::<_, StoreError>(Begun::new(table, next?))
-        };
-        let none = Vec::new;
-        let vocab = begin("vocab", &self.vocab_schema, &self.vocab, none())?;
+        let vocab = self
+            .next(
+                warehouse,
+                "vocab",
+                &self.vocab_schema,
+                self.vocab.clone(),
+                Vec::new(),
+                None,
+            )
+            .await?;
+        killpoint::reach("vocab is committed");
         let outside = match &self.outside {
             None => None,
-            Some(files) => Some(begin("outside", &schema::OUTSIDE, files, none())?),
+            Some(files) => Some(
+                self.next(
+                    warehouse,
+                    "outside",
+                    &schema::OUTSIDE,
+                    files.clone(),
+                    Vec::new(),
+                    None,
+                )
+                .await?,
+            ),
         };
+        killpoint::reach("outside is committed");
         let tail = match &self.tail {
             None => None,
             Some((files, sketch)) => {
                 let properties = vec![(SKETCH, sketch.clone())];
-                Some(begin("tail", &schema::TAIL, files, properties)?)
-            }
-        };
-        let sources = begin("sources", &schema::SOURCES, &self.sources, none())?;
-        let vocab = vocab.version().await?;
-        killpoint::reach("vocab is committed");
-        let outside = match outside {
-            None => None,
-            Some(outside) => Some(outside.version().await?),
-        };
-        killpoint::reach("outside is committed");
-        let tail = match tail {
-            None => None,
-            Some(tail) => {
-                let version = tail.version().await?;
+                let (table, schema) = ("tail", &schema::TAIL);
+                let next = self.next(warehouse, table, schema, files.clone(), properties, None);
+                let version = next.await?;
                 killpoint::reach("tail is committed");
                 Some(version)
             }
         };
-        let sources = sources.version().await?;
+        let sources = self
+            .next(
+                warehouse,
+                "sources",
+                &schema::SOURCES,
+                self.sources.clone(),
+                Vec::new(),
+                None,
+            )
+            .await?;
         killpoint::reach("sources is committed");
         let mut properties = vec![
             (FORMAT, schema::FORMAT_VERSION.to_string()),
@@ -457,14 +468,13 @@ impl JobCommit {
                 self.pairs.clone(),
                 properties,
                 Some(self.base),
-            )?
+            )
             .await?;
         killpoint::reach("pairs is committed");
         Ok(version)
     }
 
-    /// The commit of one table.
-    fn next(
+    async fn next(
         &self,
         warehouse: &Warehouse,
         table: &str,
@@ -472,7 +482,7 @@ impl JobCommit {
         add: Vec<DataFile>,
         properties: Vec<(&'static str, String)>,
         expected: Option<Option<u64>>,
-    ) -> Result<impl Future<Output = Result<u64, StoreError>> + Send + 'static, StoreError> {
+    ) -> Result<u64, StoreError> {
         let url = warehouse.table_url(&self.name, table)?;
         if let Some(path) = warehouse.table_folder(&self.name, table).1 {
             std::fs::create_dir_all(&path).map_err(|source| StoreError::Io {
@@ -481,59 +491,18 @@ impl JobCommit {
                 source,
             })?;
         }
-        let (name, batch) = (format!("{}.{table}", self.name), self.batch.clone());
-        let schema = SchemaRef::clone(schema);
-        Ok(async move {
-            delta::commit(NextVersion {
-                name: &name,
-                url: &url,
-                schema: &schema,
-                keep: HashSet::new(),
-                add,
-                properties,
-                batch: &batch,
-                expected,
-                rows_change: true,
-            })
-            .await
+        delta::commit(NextVersion {
+            name: &format!("{}.{table}", self.name),
+            url: &url,
+            schema,
+            keep: HashSet::new(),
+            add,
+            properties,
+            batch: &self.batch,
+            expected,
+            rows_change: true,
         })
-    }
-}
-
-/// The commit of a table, on its way on another thread. It is given up when this is dropped.
-struct Begun {
-    table: &'static str,
-    on_its_way: JoinHandle<Result<u64, StoreError>>,
-}
-
-impl Begun {
-    fn new(
-        table: &'static str,
-        commit: impl Future<Output = Result<u64, StoreError>> + Send + 'static,
-    ) -> Self {
-        Self {
-            table,
-            on_its_way: tokio::spawn(commit),
-        }
-    }
-
-    /// The version that it made.
-    async fn version(mut self) -> Result<u64, StoreError> {
-        match (&mut self.on_its_way).await {
-            Ok(version) => version,
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(source) => Err(StoreError::Object {
-                action: "commit to",
-                path: self.table.to_owned(),
-                source: object_store::Error::JoinError { source },
-            }),
-        }
-    }
-}
-
-impl Drop for Begun {
-    fn drop(&mut self) {
-        self.on_its_way.abort();
+        .await
     }
 }
 
