@@ -387,8 +387,8 @@ macro_rules! collector {
             (taken, filled)
         }
 
-        impl sealed::Avx2 for $lane {
-            fn followers_avx2(
+        impl sealed::Vectors<crate::isa::Avx2> for $lane {
+            fn followers_vectors(
                 slots: &[Self],
                 positions: &[u32],
                 longest: usize,
@@ -399,7 +399,7 @@ macro_rules! collector {
                 unsafe { $follow(slots, positions, longest, codes) }
             }
 
-            fn collect_avx2(
+            fn collect_vectors(
                 slots: &[Self],
                 positions: &[u32],
                 take: usize,
@@ -527,8 +527,8 @@ macro_rules! drainer {
             filled
         }
 
-        impl crate::drain::sealed::Avx2 for $sum {
-            fn drain_avx2(
+        impl crate::drain::sealed::Vectors<crate::isa::Avx2> for $sum {
+            fn drain_vectors(
                 sums: &mut [Self],
                 base: u32,
                 rights: &mut [u32],
@@ -539,7 +539,7 @@ macro_rules! drainer {
                 unsafe { $drain(sums, base, rights, counts) }
             }
 
-            fn drain_touched_avx2(
+            fn drain_touched_vectors(
                 sums: &mut [Self],
                 touched: &mut [u8],
                 base: u32,

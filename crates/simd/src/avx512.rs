@@ -215,8 +215,8 @@ macro_rules! collector {
             (taken, filled)
         }
 
-        impl sealed::Fast for $lane {
-            fn followers_fast(
+        impl sealed::Vectors<crate::isa::Avx512> for $lane {
+            fn followers_vectors(
                 slots: &[Self],
                 positions: &[u32],
                 longest: usize,
@@ -227,7 +227,7 @@ macro_rules! collector {
                 unsafe { $follow(slots, positions, longest, codes) }
             }
 
-            fn collect_fast(
+            fn collect_vectors(
                 slots: &[Self],
                 positions: &[u32],
                 take: usize,
@@ -389,8 +389,8 @@ macro_rules! drainer {
             filled
         }
 
-        impl crate::drain::sealed::Fast for $sum {
-            fn drain_fast(
+        impl crate::drain::sealed::Vectors<crate::isa::Avx512> for $sum {
+            fn drain_vectors(
                 sums: &mut [Self],
                 base: u32,
                 rights: &mut [u32],
@@ -401,7 +401,7 @@ macro_rules! drainer {
                 unsafe { $drain(sums, base, rights, counts) }
             }
 
-            fn drain_touched_fast(
+            fn drain_touched_vectors(
                 sums: &mut [Self],
                 touched: &mut [u8],
                 base: u32,

@@ -3,6 +3,8 @@
 //! In: slots (0 ends a row, 1 is a gap, others are codes), positions of one code, a window.
 //! Out: code and weight of every partner that is to be counted, in no stated order.
 
+use crate::isa::{Avx2, Avx512};
+
 /// Slots that must stand before the first and after the last position: the reach of wide loads.
 pub const MARGIN: usize = 64;
 
@@ -14,7 +16,7 @@ pub(crate) const PREFETCH_AHEAD: usize = 32;
 pub const LARGEST_WINDOW: usize = 64;
 
 /// A slot and weight type: `u16` or `u32`.
-pub trait Lane: Copy + Ord + Default + sealed::Fast + sealed::Avx2 {
+pub trait Lane: Copy + Ord + Default + sealed::Vectors<Avx512> + sealed::Vectors<Avx2> {
     /// The value as `u32`.
     fn to_u32(self) -> u32;
     /// The value from `u32`, cut to the type's bits.
@@ -44,10 +46,10 @@ impl Lane for u32 {
 }
 
 pub(crate) mod sealed {
-    /// The AVX-512 versions of [`collect`](super::collect) and [`followers`](super::followers) for a type.
-    pub trait Fast: Sized {
+    /// The version for the instructions that `Isa` stands for.
+    pub trait Vectors<Isa>: Sized {
         #[cfg(target_arch = "x86_64")]
-        fn collect_fast(
+        fn collect_vectors(
             slots: &[Self],
             positions: &[u32],
             take: usize,
@@ -58,29 +60,7 @@ pub(crate) mod sealed {
         ) -> usize;
 
         #[cfg(target_arch = "x86_64")]
-        fn followers_fast(
-            slots: &[Self],
-            positions: &[u32],
-            longest: usize,
-            codes: &mut [Self],
-        ) -> (usize, usize);
-    }
-
-    /// The AVX2 versions.
-    pub trait Avx2: Sized {
-        #[cfg(target_arch = "x86_64")]
-        fn collect_avx2(
-            slots: &[Self],
-            positions: &[u32],
-            take: usize,
-            window: &super::WindowLanes<Self>,
-            floor: Self,
-            codes: &mut [Self],
-            weights: &mut [Self],
-        ) -> usize;
-
-        #[cfg(target_arch = "x86_64")]
-        fn followers_avx2(
+        fn followers_vectors(
             slots: &[Self],
             positions: &[u32],
             longest: usize,
@@ -163,10 +143,14 @@ pub fn collect<L: Lane>(
     #[cfg(target_arch = "x86_64")]
     {
         if crate::avx512::available() {
-            return L::collect_fast(slots, positions, take, window, floor, codes, weights);
+            return <L as sealed::Vectors<Avx512>>::collect_vectors(
+                slots, positions, take, window, floor, codes, weights,
+            );
         }
         if crate::avx2::available() {
-            return L::collect_avx2(slots, positions, take, window, floor, codes, weights);
+            return <L as sealed::Vectors<Avx2>>::collect_vectors(
+                slots, positions, take, window, floor, codes, weights,
+            );
         }
     }
     collect_portable(slots, positions, take, window, floor, codes, weights)
@@ -230,10 +214,14 @@ pub fn followers<L: Lane>(
     #[cfg(target_arch = "x86_64")]
     {
         if crate::avx512::available() {
-            return L::followers_fast(slots, positions, longest, codes);
+            return <L as sealed::Vectors<Avx512>>::followers_vectors(
+                slots, positions, longest, codes,
+            );
         }
         if crate::avx2::available() {
-            return L::followers_avx2(slots, positions, longest, codes);
+            return <L as sealed::Vectors<Avx2>>::followers_vectors(
+                slots, positions, longest, codes,
+            );
         }
     }
     followers_portable(slots, positions, longest, codes)
@@ -295,7 +283,7 @@ mod tests {
         let mut ways = vec![collect as Collect<L>, collect_portable];
         #[cfg(target_arch = "x86_64")]
         if crate::avx2::available() {
-            ways.push(L::collect_avx2);
+            ways.push(<L as sealed::Vectors<Avx2>>::collect_vectors);
         }
         let of_way = |collect: Collect<L>| {
             let (mut codes, mut weights) = (vec![L::default(); room], vec![L::default(); room]);
@@ -349,7 +337,7 @@ mod tests {
         let mut ways = vec![followers as Follow<L>, followers_portable];
         #[cfg(target_arch = "x86_64")]
         if crate::avx2::available() {
-            ways.push(L::followers_avx2);
+            ways.push(<L as sealed::Vectors<Avx2>>::followers_vectors);
         }
         let of_way = |follow: Follow<L>| {
             let (mut rest, mut steps) = (positions.as_slice(), Vec::new());

@@ -1,10 +1,14 @@
 //! Takes the non-zero sums out of a dense row, in order, and leaves zeros.
 
+use crate::isa::{Avx2, Avx512};
+
 /// Ids that share one touched flag are `2^TOUCHED_SHIFT`.
 pub const TOUCHED_SHIFT: u32 = 5;
 
 /// A sum type: `u32` or `u64`.
-pub trait Sum: Copy + Default + PartialEq + sealed::Fast + sealed::Avx2 {
+pub trait Sum:
+    Copy + Default + PartialEq + sealed::Vectors<Avx512> + sealed::Vectors<Avx2>
+{
     /// The sum as `u64`.
     fn to_u64(self) -> u64;
 }
@@ -24,36 +28,17 @@ impl Sum for u64 {
 }
 
 pub(crate) mod sealed {
-    /// The AVX-512 versions for a type.
-    pub trait Fast: Sized {
+    /// The version for the instructions that `Isa` stands for.
+    pub trait Vectors<Isa>: Sized {
         #[cfg(target_arch = "x86_64")]
-        fn drain_fast(
+        fn drain_vectors(
             sums: &mut [Self],
             base: u32,
             rights: &mut [u32],
             counts: &mut [u64],
         ) -> usize;
         #[cfg(target_arch = "x86_64")]
-        fn drain_touched_fast(
-            sums: &mut [Self],
-            touched: &mut [u8],
-            base: u32,
-            rights: &mut [u32],
-            counts: &mut [u64],
-        ) -> usize;
-    }
-
-    /// The AVX2 versions.
-    pub trait Avx2: Sized {
-        #[cfg(target_arch = "x86_64")]
-        fn drain_avx2(
-            sums: &mut [Self],
-            base: u32,
-            rights: &mut [u32],
-            counts: &mut [u64],
-        ) -> usize;
-        #[cfg(target_arch = "x86_64")]
-        fn drain_touched_avx2(
+        fn drain_touched_vectors(
             sums: &mut [Self],
             touched: &mut [u8],
             base: u32,
@@ -73,10 +58,10 @@ pub fn drain<S: Sum>(sums: &mut [S], base: u32, rights: &mut [u32], counts: &mut
     #[cfg(target_arch = "x86_64")]
     {
         if crate::avx512::available() {
-            return S::drain_fast(sums, base, rights, counts);
+            return <S as sealed::Vectors<Avx512>>::drain_vectors(sums, base, rights, counts);
         }
         if crate::avx2::available() {
-            return S::drain_avx2(sums, base, rights, counts);
+            return <S as sealed::Vectors<Avx2>>::drain_vectors(sums, base, rights, counts);
         }
     }
     drain_portable(sums, base, rights, counts)
@@ -120,10 +105,14 @@ pub fn drain_touched<S: Sum>(
     #[cfg(target_arch = "x86_64")]
     {
         if crate::avx512::available() {
-            return S::drain_touched_fast(sums, touched, base, rights, counts);
+            return <S as sealed::Vectors<Avx512>>::drain_touched_vectors(
+                sums, touched, base, rights, counts,
+            );
         }
         if crate::avx2::available() {
-            return S::drain_touched_avx2(sums, touched, base, rights, counts);
+            return <S as sealed::Vectors<Avx2>>::drain_touched_vectors(
+                sums, touched, base, rights, counts,
+            );
         }
     }
     drain_touched_portable(sums, touched, base, rights, counts)
@@ -217,9 +206,20 @@ mod tests {
                 3 => drain_touched(&mut left, &mut touched, 7, &mut rights, &mut counts),
                 4 => drain_touched_portable(&mut left, &mut touched, 7, &mut rights, &mut counts),
                 #[cfg(target_arch = "x86_64")]
-                2 => S::drain_avx2(&mut left, 7, &mut rights, &mut counts),
+                2 => <S as sealed::Vectors<Avx2>>::drain_vectors(
+                    &mut left,
+                    7,
+                    &mut rights,
+                    &mut counts,
+                ),
                 #[cfg(target_arch = "x86_64")]
-                _ => S::drain_touched_avx2(&mut left, &mut touched, 7, &mut rights, &mut counts),
+                _ => <S as sealed::Vectors<Avx2>>::drain_touched_vectors(
+                    &mut left,
+                    &mut touched,
+                    7,
+                    &mut rights,
+                    &mut counts,
+                ),
                 #[cfg(not(target_arch = "x86_64"))]
                 _ => continue,
             };

@@ -39,14 +39,16 @@ pub fn accelerated() -> bool {
     }
 }
 
+/// Names of instruction sets, for traits that have a version for each.
+pub(crate) mod isa {
+    pub struct Avx2;
+    pub struct Avx512;
+}
+
 #[cfg(not(target_arch = "x86_64"))]
 mod portable_only {
-    impl crate::collect::sealed::Fast for u16 {}
-    impl crate::collect::sealed::Fast for u32 {}
-    impl crate::drain::sealed::Fast for u32 {}
-    impl crate::drain::sealed::Fast for u64 {}
-    impl crate::collect::sealed::Avx2 for u16 {}
-    impl crate::collect::sealed::Avx2 for u32 {}
-    impl crate::drain::sealed::Avx2 for u32 {}
-    impl crate::drain::sealed::Avx2 for u64 {}
+    impl<I> crate::collect::sealed::Vectors<I> for u16 {}
+    impl<I> crate::collect::sealed::Vectors<I> for u32 {}
+    impl<I> crate::drain::sealed::Vectors<I> for u32 {}
+    impl<I> crate::drain::sealed::Vectors<I> for u64 {}
 }

@@ -43,31 +43,10 @@ pub(super) struct AnnotateDone {
 }
 
 impl AnnotateHeader {
-    /// Reads the plan, which must be there.
-    pub(super) fn need(folder: &PlanFolder) -> Result<Self, EngineError> {
-        Self::read(folder)?.ok_or_else(|| {
-            EngineError::NotNow(format!("`{}` has no plan yet", folder.path().display()))
-        })
-    }
-
     /// The file that a unit reads.
     pub(super) fn input(&self, number: usize) -> Vec<String> {
         let input = self.plan.inputs.get(number);
         input.map(InputFile::display).into_iter().collect()
-    }
-
-    pub(super) fn read(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
-        #[derive(Deserialize)]
-        struct Version {
-            protocol: u32,
-            program: String,
-        }
-        let path = folder.path().join("plan.json");
-        let Some(version) = read::<Version>(&path)? else {
-            return Ok(None);
-        };
-        check_protocol(version.protocol, &version.program)?;
-        read(&path)
     }
 }
 
@@ -79,7 +58,7 @@ pub(super) struct LoadedAnnotation {
 
 impl LoadedAnnotation {
     pub(super) fn open(folder: &PlanFolder, worker: &UnitWorker) -> Result<Self, EngineError> {
-        let header = AnnotateHeader::need(folder)?;
+        let header = folder.need_header::<AnnotateHeader>()?;
         worker.check_warehouse(&Warehouse::open(&header.job.warehouse)?)?;
         let job = AnnotateJob {
             memory_limit: worker.limits.memory,
@@ -177,7 +156,7 @@ impl AnnotateDrive<'_> {
             },
             plan: plan.clone(),
         };
-        put_new(folder.path(), "plan.json", &header)?;
+        put_new(folder.path(), PLAN, &header)?;
         clear_others(&plans, folder.path())?;
         folder.forget_attempts()?;
         let (mut works, mut resumed) = (Vec::new(), 0);

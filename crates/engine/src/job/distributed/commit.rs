@@ -50,7 +50,10 @@ pub fn commit(
     // Plans of an earlier version of the job are out of date: they count when there is no other.
     let mut live = Vec::new();
     for folder in &all {
-        if PlanHeader::read(folder)?.is_some_and(|header| header.base == version) {
+        if folder
+            .header::<PlanHeader>()?
+            .is_some_and(|header| header.base == version)
+        {
             live.push(folder);
         }
     }
@@ -79,7 +82,8 @@ pub fn commit(
             )));
         }
     };
-    let header = PlanHeader::read(folder)?
+    let header = folder
+        .header::<PlanHeader>()?
         .ok_or_else(|| EngineError::NotNow("the plan has not been written yet".into()))?;
     let mut job = header.job(memory_limit, threads);
     job.warehouse = warehouse.to_owned();
@@ -155,7 +159,8 @@ pub(super) fn commit_plan(
     progress: &dyn Progress,
     stop: &StopFlag,
 ) -> Result<Applied, EngineError> {
-    let header = PlanHeader::read(folder)?
+    let header = folder
+        .header::<PlanHeader>()?
         .ok_or_else(|| EngineError::NotNow("the plan has not been written yet".into()))?;
     let name = JobName::new(&header.name)?;
     let warehouse = Warehouse::open(&job.warehouse)?;

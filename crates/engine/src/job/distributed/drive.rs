@@ -234,7 +234,8 @@ impl Drive<'_> {
             progress: self.progress,
         };
         let folder = plan::make(&new, &plans)?;
-        let header = PlanHeader::read(&folder)?
+        let header = folder
+            .header::<PlanHeader>()?
             .ok_or_else(|| EngineError::Bug("the plan was not written".into()))?;
         if self.drives {
             clear_others(&plans, folder.path())?;
@@ -291,7 +292,9 @@ fn clear_committed(
     let all = PlanFolder::all(&plans)?;
     let mut under_way = false;
     for folder in &all {
-        under_way |= PlanHeader::read(folder)?.is_some_and(|header| header.base == Some(version));
+        under_way |= folder
+            .header::<PlanHeader>()?
+            .is_some_and(|header| header.base == Some(version));
     }
     // Another driver's work, or another writer's.
     let Ok(lock) = warehouse.lock(name) else {

@@ -20,14 +20,14 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use pmill_store::{DataFile, JobName, Warehouse};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::place::{self, is_remote};
 pub(super) use super::place::{
     exists, io, make_folder, names, put_new, read, remove_all as remove,
 };
-use super::plan::attempt;
+use super::plan::{attempt, check_protocol};
 use super::spec::UnitSpec;
 use crate::error::EngineError;
 
@@ -194,6 +194,34 @@ impl PlanFolder {
             .into_iter()
             .filter_map(|name| name.strip_suffix(".json").map(str::to_owned))
             .collect())
+    }
+
+    /// What all units of the plan share; `None` when it has not been written yet.
+    ///
+    /// # Errors
+    /// When it is another version's, or cannot be read.
+    pub(super) fn header<T: DeserializeOwned>(&self) -> Result<Option<T>, EngineError> {
+        #[derive(Deserialize)]
+        struct Version {
+            protocol: u32,
+            program: String,
+        }
+        let path = self.root.join(PLAN);
+        let Some(version) = read::<Version>(&path)? else {
+            return Ok(None);
+        };
+        check_protocol(version.protocol, &version.program)?;
+        read(&path)
+    }
+
+    /// The same, which must be there.
+    ///
+    /// # Errors
+    /// As [`Self::header`]; when it is not there.
+    pub(super) fn need_header<T: DeserializeOwned>(&self) -> Result<T, EngineError> {
+        self.header()?.ok_or_else(|| {
+            EngineError::NotNow(format!("`{}` has no plan yet", self.root.display()))
+        })
     }
 
     /// Whether a manifest is there.

@@ -10,7 +10,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use pmill_count::{Accumulator, merge_runs};
+use pmill_count::Accumulator;
 use pmill_store::{Job, JobName, Warehouse};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,7 @@ use super::drive::{Phase, Phases, Runner, clear_others, taken_over};
 use super::folder::{PlanFolder, bring, claim_epoch, io, put_new, read, remove, superseded};
 use super::place::{is_remote, read_bytes, write_bytes};
 use super::plan::{PROTOCOL, attempt, check_protocol};
+use super::reduce::merge_in_steps;
 use super::spec::Work;
 use super::worker::{UnitWorker, finish};
 use crate::counting::{Parts, RangeFile};
@@ -28,7 +29,7 @@ use crate::pairs_table::PairsTable;
 use crate::progress::{Progress, StopFlag};
 use crate::remap::{Remapped, remap};
 use crate::session::Session;
-use crate::tables::{PairsFile, TableFolder, unwrap_sink};
+use crate::tables::{PairsFile, TableFolder};
 
 /// A table to be summed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -67,13 +68,6 @@ impl MergeTable {
 }
 
 impl MergeHeader {
-    /// Reads the plan, which must be there.
-    pub(super) fn need(folder: &PlanFolder) -> Result<Self, EngineError> {
-        Self::read(folder)?.ok_or_else(|| {
-            EngineError::NotNow(format!("`{}` has no plan yet", folder.path().display()))
-        })
-    }
-
     /// The table that a part comes from.
     pub(super) fn input(&self, number: usize) -> Vec<String> {
         let table = self.remaps.get(number).map(|(table, _)| *table);
@@ -84,20 +78,6 @@ impl MergeHeader {
     /// All tables.
     pub(super) fn inputs(&self) -> Vec<String> {
         self.tables.iter().map(MergeTable::display).collect()
-    }
-
-    pub(super) fn read(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
-        #[derive(Deserialize)]
-        struct Version {
-            protocol: u32,
-            program: String,
-        }
-        let path = folder.path().join("plan.json");
-        let Some(version) = read::<Version>(&path)? else {
-            return Ok(None);
-        };
-        check_protocol(version.protocol, &version.program)?;
-        read(&path)
     }
 }
 
@@ -137,7 +117,7 @@ pub(super) struct LoadedMerge {
 
 impl LoadedMerge {
     pub(super) fn open(folder: &PlanFolder, worker: &UnitWorker) -> Result<Self, EngineError> {
-        let header = MergeHeader::need(folder)?;
+        let header = folder.need_header::<MergeHeader>()?;
         let open = |location: &str| {
             let warehouse = Warehouse::open(location)?;
             worker.check_warehouse(&warehouse)?;
@@ -250,17 +230,7 @@ impl LoadedMerge {
         let name = format!("part-{number:05}-{}-{attempt}.parquet", self.header.digest);
         let mut file = PairsFile::create(&target, &name)?;
         let mut accumulator = Accumulator::new(self.header.terms);
-        // Rows of some ids at once, so that a stop is seen.
-        let step = range.len().div_ceil(LOOKS).max(1);
-        let mut rows = parts.open()?;
-        for start in range.clone().step_by(step) {
-            if stop.is_set() {
-                return Err(EngineError::Interrupted);
-            }
-            let end = u32::try_from(step).map_or(range.end, |step| start.saturating_add(step));
-            let piece = start..end.min(range.end);
-            merge_runs(&mut rows, piece, &mut accumulator, &mut file).map_err(unwrap_sink)?;
-        }
+        merge_in_steps(&parts, range.clone(), &mut accumulator, &mut file, stop)?;
         let (file, pairs, units) = file.finish()?;
         Ok(RangeFile {
             file,
@@ -269,9 +239,6 @@ impl LoadedMerge {
         })
     }
 }
-
-/// How often a unit looks whether to stop.
-const LOOKS: usize = 16;
 
 fn no_unit(number: usize) -> EngineError {
     EngineError::Bug(format!("the plan has no unit {number}"))
@@ -343,12 +310,12 @@ impl MergeDrive<'_> {
         let begun = merging.begin(&digest, summary)?;
         let epoch = claim_epoch(plans)?;
         let folder = PlanFolder::make(plans, &digest)?;
-        let header = match MergeHeader::read(&folder)? {
+        let header = match folder.header::<MergeHeader>()? {
             // An earlier driver's plan of the same merge: its manifests count.
             Some(header) => header,
             None => {
                 let header = self.plan(merging, &folder, &digest, merging.ranges(&begun)?)?;
-                put_new(folder.path(), "plan.json", &header)?;
+                put_new(folder.path(), PLAN, &header)?;
                 header
             }
         };

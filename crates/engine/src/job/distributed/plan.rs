@@ -111,24 +111,6 @@ pub struct PlanHeader {
 }
 
 impl PlanHeader {
-    /// Reads the plan of a folder; `None` when it has not been written yet.
-    ///
-    /// # Errors
-    /// When it is another version's, or cannot be read.
-    pub fn read(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
-        #[derive(Deserialize)]
-        struct Version {
-            protocol: u32,
-            program: String,
-        }
-        let path = folder.path().join("plan.json");
-        let Some(version) = read::<Version>(&path)? else {
-            return Ok(None);
-        };
-        check_protocol(version.protocol, &version.program)?;
-        read(&path)
-    }
-
     /// Whether a unit is taken out.
     pub(super) fn is_taken(&self, number: usize) -> bool {
         number >= self.added_units
@@ -277,7 +259,7 @@ pub(super) fn make(new: &NewPlan<'_>, plans: &Path) -> Result<PlanFolder, Engine
         units: cut.len(),
         units_file,
     };
-    if !put_new(folder.path(), "plan.json", &header)? {
+    if !put_new(folder.path(), PLAN, &header)? {
         // Somebody else wrote the same plan first.
         let _ = remove_file(&path);
     }

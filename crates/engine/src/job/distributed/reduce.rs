@@ -6,7 +6,7 @@ use std::io::BufWriter;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use pmill_count::{Accumulator, Compression, RunWriter, merge_runs};
+use pmill_count::{Accumulator, Compression, RowSink, RunWriter, merge_runs};
 
 use super::folder::io;
 use super::spec::{CountDone, RUNS, RunsList};
@@ -88,14 +88,13 @@ impl Running<'_> {
         let fail = |source| io("write", &path, source);
         let file = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(fail)?);
         let mut writer = RunWriter::new(file, terms, Compression::default())?;
-        let mut rows = added(&few).open()?;
-        // Some ids at once, so that a stop is seen.
-        let step = (terms / 16).max(1);
-        for start in (0..terms).step_by(step as usize) {
-            self.check_stop()?;
-            let piece = start..start.saturating_add(step).min(terms);
-            merge_runs(&mut rows, piece, &mut accumulator, &mut writer)?;
-        }
+        merge_in_steps(
+            &added(&few),
+            0..terms,
+            &mut accumulator,
+            &mut writer,
+            self.stop,
+        )?;
         let (file, summary) = writer.finish()?;
         let file = file
             .into_inner()
@@ -121,6 +120,30 @@ impl Running<'_> {
         let place = (self.scratch.path(), format!("sum-{taken}"));
         sum_rounds(runs, range, accumulator, place, self.stop)
     }
+}
+
+/// How often a unit looks whether to stop while it sums.
+const LOOKS: usize = 16;
+
+/// Sums rows over a range, some ids at once, so that a stop is seen.
+pub(super) fn merge_in_steps(
+    parts: &Parts<'_>,
+    range: Range<u32>,
+    accumulator: &mut Accumulator,
+    sink: &mut impl RowSink,
+    stop: &StopFlag,
+) -> Result<(), EngineError> {
+    let step = range.len().div_ceil(LOOKS).max(1);
+    let mut rows = parts.open()?;
+    for start in range.clone().step_by(step) {
+        if stop.is_set() {
+            return Err(EngineError::Interrupted);
+        }
+        let end = u32::try_from(step).map_or(range.end, |step| start.saturating_add(step));
+        let piece = start..end.min(range.end);
+        merge_runs(&mut rows, piece, accumulator, sink).map_err(unwrap_sink)?;
+    }
+    Ok(())
 }
 
 /// Sums runs, all of them added or all taken, until few enough are left to be open at once; the sums

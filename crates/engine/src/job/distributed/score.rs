@@ -55,20 +55,6 @@ impl ScoreHeader {
     pub(super) fn sums(&self) -> bool {
         self.recorded.needs_sums()
     }
-
-    pub(super) fn read(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
-        #[derive(Deserialize)]
-        struct Version {
-            protocol: u32,
-            program: String,
-        }
-        let path = folder.path().join("plan.json");
-        let Some(version) = read::<Version>(&path)? else {
-            return Ok(None);
-        };
-        check_protocol(version.protocol, &version.program)?;
-        read(&path)
-    }
 }
 
 /// A scoring as a worker has it.
@@ -82,9 +68,7 @@ pub(super) struct LoadedScoring {
 
 impl LoadedScoring {
     pub(super) fn open(folder: &PlanFolder, worker: &UnitWorker) -> Result<Self, EngineError> {
-        let header = ScoreHeader::read(folder)?.ok_or_else(|| {
-            EngineError::NotNow(format!("`{}` has no plan yet", folder.path().display()))
-        })?;
+        let header = folder.need_header::<ScoreHeader>()?;
         worker.check_warehouse(&Warehouse::open(&header.warehouse)?)?;
         let limits = &worker.limits;
         let scoring = Scoring::at(
@@ -246,7 +230,7 @@ impl ScoreDrive<'_> {
             files: scoring.files(),
         };
         let folder = PlanFolder::make(&plans, &header.digest)?;
-        put_new(folder.path(), "plan.json", &header)?;
+        put_new(folder.path(), PLAN, &header)?;
         clear_others(&plans, folder.path())?;
         folder.forget_attempts()?;
         let phases = Phases {

@@ -78,7 +78,7 @@ impl PlanState {
     }
 
     fn of_scoring(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
-        let Some(header) = ScoreHeader::read(folder)? else {
+        let Some(header) = folder.header::<ScoreHeader>()? else {
             return Ok(None);
         };
         let phases = [
@@ -89,7 +89,7 @@ impl PlanState {
     }
 
     fn of_merge(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
-        let Some(header) = MergeHeader::read(folder)? else {
+        let Some(header) = folder.header::<MergeHeader>()? else {
             return Ok(None);
         };
         let phases = [
@@ -100,7 +100,7 @@ impl PlanState {
     }
 
     fn of_matrix(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
-        let Some(header) = MatrixHeader::read(folder)? else {
+        let Some(header) = folder.header::<MatrixHeader>()? else {
             return Ok(None);
         };
         let bands: Option<BandsDone> = folder.get(BANDS)?;
@@ -114,7 +114,7 @@ impl PlanState {
 
     /// A query has the name of its folder.
     fn of_query(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
-        let Some(header) = QueryHeader::read(folder)? else {
+        let Some(header) = folder.header::<QueryHeader>()? else {
             return Ok(None);
         };
         let name = folder.path().parent().and_then(Path::file_stem);
@@ -124,7 +124,7 @@ impl PlanState {
     }
 
     fn of_annotation(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
-        let Some(header) = AnnotateHeader::read(folder)? else {
+        let Some(header) = folder.header::<AnnotateHeader>()? else {
             return Ok(None);
         };
         let phases = [("annotate", "annotate-", header.plan.inputs.len())];
@@ -151,7 +151,7 @@ impl PlanState {
     }
 
     fn of_count(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
-        let Some(header) = PlanHeader::read(folder)? else {
+        let Some(header) = folder.header::<PlanHeader>()? else {
             return Ok(None);
         };
         let there = folder.done()?;

@@ -248,10 +248,16 @@ impl UnitWorker {
             Work::Sum { number } | Work::Score { number } => {
                 self.load_scoring(folder).map(|s| s.input(*number))
             }
-            Work::Annotate { number } => AnnotateHeader::need(folder).map(|h| h.input(*number)),
-            Work::Remap { number } => MergeHeader::need(folder).map(|h| h.input(*number)),
-            Work::Merge { .. } => MergeHeader::need(folder).map(|h| h.inputs()),
-            Work::Turn { .. } | Work::Rows { .. } => MatrixHeader::need(folder).map(|h| h.inputs()),
+            Work::Annotate { number } => folder
+                .need_header::<AnnotateHeader>()
+                .map(|h| h.input(*number)),
+            Work::Remap { number } => folder
+                .need_header::<MergeHeader>()
+                .map(|h| h.input(*number)),
+            Work::Merge { .. } => folder.need_header::<MergeHeader>().map(|h| h.inputs()),
+            Work::Turn { .. } | Work::Rows { .. } => {
+                folder.need_header::<MatrixHeader>().map(|h| h.inputs())
+            }
             Work::Average { .. }
             | Work::Fold { .. }
             | Work::Combine { .. }
@@ -404,9 +410,7 @@ impl UnitWorker {
         {
             return Ok(loaded.clone());
         }
-        let header = PlanHeader::read(folder)?.ok_or_else(|| {
-            EngineError::NotNow(format!("`{}` has no plan yet", folder.path().display()))
-        })?;
+        let header = folder.need_header::<PlanHeader>()?;
         let job = header.job(self.limits.memory, self.limits.threads);
         let extractor = Arc::new(FeatureExtractor::new(&job.settings.features)?);
         let mut recorded = RecordedSettings::resolve(&job.settings, &extractor)?;
@@ -608,7 +612,7 @@ pub(super) fn finish(
 }
 
 fn unit_inputs(folder: &PlanFolder, number: usize) -> Result<Vec<String>, EngineError> {
-    let header = PlanHeader::read(folder)?;
+    let header = folder.header::<PlanHeader>()?;
     let units = header.map(|header| header.units(folder)).transpose()?;
     let unit = units.and_then(|units| units.into_iter().nth(number));
     let files = unit.into_iter().flat_map(|unit| unit.files);

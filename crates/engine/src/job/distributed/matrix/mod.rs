@@ -16,13 +16,13 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use pmill_count::{Accumulator, RowSource, merge_runs};
+use pmill_count::{Accumulator, RowSource};
 use serde::{Deserialize, Serialize};
 
 use super::folder::{PlanFolder, io, read};
 use super::place::{read_bytes, write_bytes};
 use super::plan::check_protocol;
-use super::reduce::sum_rounds;
+use super::reduce::{merge_in_steps, sum_rounds};
 use super::spec::Work;
 use super::worker::{UnitWorker, finish};
 use crate::counting::{Parts, RunFile};
@@ -77,30 +77,9 @@ pub(super) struct BandsDone {
 pub(super) const BANDS: &str = "bands";
 
 impl MatrixHeader {
-    /// Reads the plan, which must be there.
-    pub(super) fn need(folder: &PlanFolder) -> Result<Self, EngineError> {
-        Self::read(folder)?.ok_or_else(|| {
-            EngineError::NotNow(format!("`{}` has no plan yet", folder.path().display()))
-        })
-    }
-
     /// The table.
     pub(super) fn inputs(&self) -> Vec<String> {
         vec![format!("{}{}", self.warehouse, self.name)]
-    }
-
-    pub(super) fn read(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
-        #[derive(Deserialize)]
-        struct Version {
-            protocol: u32,
-            program: String,
-        }
-        let path = folder.path().join(super::folder::PLAN);
-        let Some(version) = read::<Version>(&path)? else {
-            return Ok(None);
-        };
-        check_protocol(version.protocol, &version.program)?;
-        read(&path)
     }
 }
 
@@ -120,7 +99,7 @@ pub(super) struct LoadedMatrix {
 
 impl LoadedMatrix {
     pub(super) fn open(folder: &PlanFolder, worker: &UnitWorker) -> Result<Self, EngineError> {
-        let header = MatrixHeader::need(folder)?;
+        let header = folder.need_header::<MatrixHeader>()?;
         let limits = &worker.limits;
         let version = Some(header.version);
         let table = TableRows::open_at(
@@ -258,17 +237,7 @@ impl LoadedMatrix {
         let file = format!("{prefix}.arrow");
         let unit = self.table.facts.weight_unit as f64;
         let mut values = ValuesFile::create(&outbox.join(&file), &scoring, unit)?;
-        // Some rows at once, so that a stop is seen.
-        let step = range.len().div_ceil(LOOKS).max(1);
-        let mut rows = parts.open()?;
-        for start in range.clone().step_by(step) {
-            if stop.is_set() {
-                return Err(EngineError::Interrupted);
-            }
-            let end = u32::try_from(step).map_or(range.end, |step| start.saturating_add(step));
-            let piece = start..end.min(range.end);
-            merge_runs(&mut rows, piece, &mut accumulator, &mut values).map_err(unwrap_sink)?;
-        }
+        merge_in_steps(&parts, range.clone(), &mut accumulator, &mut values, stop)?;
         let (entries, bytes) = values.finish()?;
         Ok(RowsDone {
             file,
@@ -277,9 +246,6 @@ impl LoadedMatrix {
         })
     }
 }
-
-/// How often a unit looks whether to stop.
-const LOOKS: usize = 16;
 
 fn no_unit(number: usize) -> EngineError {
     EngineError::Bug(format!("the plan has no unit {number}"))

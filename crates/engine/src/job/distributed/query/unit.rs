@@ -21,22 +21,6 @@ use crate::error::EngineError;
 use crate::progress::StopFlag;
 use crate::session::{Session, query};
 
-impl QueryHeader {
-    pub(in super::super) fn read(folder: &PlanFolder) -> Result<Option<Self>, EngineError> {
-        #[derive(serde::Deserialize)]
-        struct Version {
-            protocol: u32,
-            program: String,
-        }
-        let path = folder.path().join(PLAN);
-        let Some(version) = read::<Version>(&path)? else {
-            return Ok(None);
-        };
-        check_protocol(version.protocol, &version.program)?;
-        read(&path)
-    }
-}
-
 /// A query as a worker has it.
 pub(in super::super) struct LoadedQuery {
     header: QueryHeader,
@@ -50,9 +34,7 @@ impl LoadedQuery {
         folder: &PlanFolder,
         worker: &UnitWorker,
     ) -> Result<Self, EngineError> {
-        let header = QueryHeader::read(folder)?.ok_or_else(|| {
-            EngineError::NotNow(format!("`{}` has no plan yet", folder.path().display()))
-        })?;
+        let header = folder.need_header::<QueryHeader>()?;
         let warehouse = Warehouse::open(&header.warehouse)?;
         worker.check_warehouse(&warehouse)?;
         let limits = &worker.limits;
