@@ -14,9 +14,9 @@ use pmill_store::Warehouse;
 use serde::{Deserialize, Serialize};
 
 use super::drive::{Phase, Phases, Runner, clear_others, taken_over};
-use super::folder::{PlanFolder, claim_epoch, io, put_new, read, remove, superseded};
+use super::folder::{PLAN, PlanFolder, claim_epoch, io, put_new, remove, superseded};
 use super::place::remove_file;
-use super::plan::{PROTOCOL, check_protocol};
+use super::plan::PROTOCOL;
 use super::spec::Work;
 use super::worker::{UnitWorker, finish};
 use crate::annotate::{

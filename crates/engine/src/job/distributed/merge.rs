@@ -15,9 +15,9 @@ use pmill_store::{Job, JobName, Warehouse};
 use serde::{Deserialize, Serialize};
 
 use super::drive::{Phase, Phases, Runner, clear_others, taken_over};
-use super::folder::{PlanFolder, bring, claim_epoch, io, put_new, read, remove, superseded};
+use super::folder::{PLAN, PlanFolder, bring, claim_epoch, io, put_new, remove, superseded};
 use super::place::{is_remote, read_bytes, write_bytes};
-use super::plan::{PROTOCOL, attempt, check_protocol};
+use super::plan::{PROTOCOL, attempt};
 use super::reduce::merge_in_steps;
 use super::spec::Work;
 use super::worker::{UnitWorker, finish};

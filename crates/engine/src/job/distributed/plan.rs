@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use pmill_text::{FeatureSpec, Lemma, StopWords, Tokenizer};
 use serde::{Deserialize, Serialize};
 
-use super::folder::{PLAN, PlanFolder, exists, io, put_new, read};
+use super::folder::{PLAN, PlanFolder, exists, io, put_new};
 use super::place::{read_bytes, remove_file, write_bytes};
 use crate::error::EngineError;
 use crate::input::InputFile;

@@ -15,9 +15,9 @@ use pmill_store::{DataFile, JobName, Warehouse};
 use serde::{Deserialize, Serialize};
 
 use super::drive::{Phase, Phases, Runner, clear_others};
-use super::folder::{PlanFolder, bring, claim_epoch, io, put_new, read, superseded};
+use super::folder::{PLAN, PlanFolder, bring, claim_epoch, io, put_new, superseded};
 use super::place::{self, is_remote, write_bytes};
-use super::plan::{PROTOCOL, attempt, check_protocol};
+use super::plan::{PROTOCOL, attempt};
 use super::spec::{UnitSpec, Work};
 use super::worker::{UnitWorker, finish};
 use crate::error::EngineError;

@@ -19,9 +19,8 @@ use std::sync::{Arc, Mutex};
 use pmill_count::{Accumulator, RowSource};
 use serde::{Deserialize, Serialize};
 
-use super::folder::{PlanFolder, io, read};
+use super::folder::{PlanFolder, io};
 use super::place::{read_bytes, write_bytes};
-use super::plan::check_protocol;
 use super::reduce::{merge_in_steps, sum_rounds};
 use super::spec::Work;
 use super::worker::{UnitWorker, finish};

@@ -11,8 +11,7 @@ use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::LogicalPlan;
 use pmill_store::Warehouse;
 
-use super::super::folder::{PLAN, PlanFolder, read};
-use super::super::plan::check_protocol;
+use super::super::folder::PlanFolder;
 use super::super::spec::Work;
 use super::super::worker::{UnitWorker, finish};
 use super::rows::{self, QueryDone};
