@@ -108,8 +108,10 @@ struct CheckedReader {
 /// clears before.
 fn read(path: &Path, range: &Range<u64>) -> std::io::Result<Bytes> {
     let length = range.end.saturating_sub(range.start);
-    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
     let mut file = File::open(path)?;
+    // A footer may ask for more than there is in any file.
+    let room = length.min(file.metadata()?.len().saturating_sub(range.start));
+    let mut bytes = Vec::with_capacity(usize::try_from(room).unwrap_or(0));
     file.seek(SeekFrom::Start(range.start))?;
     file.take(length).read_to_end(&mut bytes)?;
     if bytes.len() as u64 != length {
@@ -204,7 +206,7 @@ impl AsyncFileReader for CheckedReader {
 
 #[cfg(test)]
 mod tests {
-    use super::{claimed, swollen};
+    use super::{claimed, read, swollen};
     use crate::memory::ByteSize;
 
     /// A header of a page (type 0, sizes as zigzag varints) with that many bytes behind it.
@@ -220,6 +222,18 @@ mod tests {
         assert_eq!(claimed(&chunk), Some(111));
         assert_eq!(claimed(&[]), Some(0));
         assert_eq!(claimed(&chunk[..chunk.len() - 1]), None);
+    }
+
+    #[test]
+    fn what_is_not_in_a_file_is_an_error_and_takes_no_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ten");
+        std::fs::write(&path, b"0123456789").unwrap();
+        assert_eq!(read(&path, &(2..5)).unwrap(), &b"234"[..]);
+        assert_eq!(read(&path, &(10..10)).unwrap(), &b""[..]);
+        for range in [2..11, 9..u64::MAX, 11..12, u64::MAX - 1..u64::MAX] {
+            assert!(read(&path, &range).is_err(), "{range:?}");
+        }
     }
 
     #[test]
