@@ -95,14 +95,25 @@ def test_an_executor_dies_and_a_driver_goes_on(running, warehouse, tmp_path):
     assert not (tmp_path / "cluster").exists()
     listed = pmill.run("jobs", "--warehouse", warehouse, "--json").json
     assert [job["job"] for job in listed["jobs"]] == ["window"] and listed["jobs"][0]["phase"] in ("turn", "rows")
-    kept = {path.name: path.stat().st_mtime_ns for path in begun()}
+    kept, plan = [path.stem for path in begun()], begun()[0].parents[1].name
     running.executors[0].kill()
     running.executors[0] = running.start_executor()
-    code, _, err = cluster.finish(drive(running, *command, "--output", tmp_path / "cluster"))
+    again = drive(running, *command, "--output", tmp_path / "cluster")
+    # The one that did it all so far dies as soon as rows are made.
+    rows = lambda: list((warehouse / ".pmill").glob("*.matrix/plan-*/done/rows-*"))  # noqa: E731
+    cluster.wait_for(lambda: rows() or again.poll() is not None)
+    running.executors[1].kill()
+    running.executors[1] = running.start_executor()
+    code, _, err = cluster.finish(again)
     assert code == 0, err
-    assert kept and files(tmp_path / "cluster") == files(tmp_path / "alone")
+    assert files(tmp_path / "cluster") == files(tmp_path / "alone")
     assert no_plan(warehouse)
-    running.executors[0].ready()
+    for executor in running.executors:
+        executor.ready()
+    logs = "".join(role.log.read_text() for role in running.roles).splitlines()
+    ran = [line for line in logs if "unit done" in line and "ran=true" in line and plan in line]
+    for name in kept:
+        assert sum(f"unit={name} " in line for line in ran) == 1, "what the first driver's units did was gone on with"
 
 
 def test_other_commands_of_a_job_do_not_end_each_other(running, warehouse, tmp_path):

@@ -104,7 +104,8 @@ impl PlanState {
             return Ok(None);
         };
         let bands: Option<BandsDone> = folder.get(BANDS)?;
-        let rows = bands.map_or(0, |bands| bands.bands.len());
+        // Before they are cut there is one at least.
+        let rows = bands.map_or(1, |bands| bands.bands.len());
         let phases = [
             ("turn", "turn-", header.parts.len()),
             ("rows", "rows-", rows),
