@@ -12,6 +12,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
 
+import certificates
 import pmill
 from test_serve import ALL, Server, ticket, warehouse  # noqa: F401
 
@@ -22,11 +23,16 @@ QUERY = f"SELECT \"right\", pmi FROM captions.pmi WHERE \"left\" = '{SECRET_TERM
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     """Keeps what it is sent."""
 
-    def __init__(self):
+    def __init__(self, certificates=None):
         self.requests, self.come = [], threading.Condition()
         self.server = grpc.server(futures.ThreadPoolExecutor(2))
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self.server)
-        self.url = f"http://127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        if certificates:
+            pair = [((certificates / "collector.key").read_bytes(), (certificates / "collector.pem").read_bytes())]
+            port = self.server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(pair))
+        else:
+            port = self.server.add_insecure_port("127.0.0.1:0")
+        self.url = f"http{'s' if certificates else ''}://127.0.0.1:{port}"
         self.server.start()
 
     def Export(self, request, context):  # noqa: N802
@@ -129,6 +135,20 @@ def test_a_clients_own_span_is_the_parent(warehouse, collector):  # noqa: F811
     assert trace[::-1] not in {one.trace_id.hex() for one in spans}, "what its client does not sample is not sent"
     roots = [one for one in named(spans, "query") if not one.parent_span_id]
     assert len(roots) == 1, "a malformed parent is none"
+
+
+def test_spans_go_over_tls_to_who_the_system_trusts(warehouse, tmp_path, monkeypatch):  # noqa: F811
+    folder = certificates.make(tmp_path, "collector")
+    collector = Collector(folder)
+    for trusted in (False, True):
+        if trusted:
+            # Where OpenSSL's programs, and this one, look for the system's certificates.
+            monkeypatch.setenv("SSL_CERT_FILE", str(folder / "authority.pem"))
+        with Server(warehouse, *ALL, "--otlp", collector.url) as server:
+            with psycopg.connect(server.dsn(), autocommit=True) as connection:
+                connection.execute("SELECT 1").fetchone()
+        assert bool(named(collector.spans(), "query")) == trusted
+    collector.server.stop(None)
 
 
 def test_a_collector_that_is_away_costs_no_query(warehouse):  # noqa: F811

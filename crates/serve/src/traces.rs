@@ -16,7 +16,8 @@ use opentelemetry::trace::{
     SpanContext, SpanKind, Status, TraceContextExt, Tracer, TracerProvider,
 };
 use opentelemetry::{Context, KeyValue};
-use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
@@ -47,12 +48,15 @@ impl Traces {
                 "it starts with neither http:// nor https://".to_owned(),
             ));
         }
-        let exporter = SpanExporter::builder()
+        let mut exporter = SpanExporter::builder()
             .with_tonic()
             .with_protocol(Protocol::Grpc)
-            .with_endpoint(collector)
-            .build()
-            .map_err(|error| wrong(error.to_string()))?;
+            .with_endpoint(collector);
+        if collector.starts_with("https://") {
+            // By itself it trusts nobody.
+            exporter = exporter.with_tls_config(ClientTlsConfig::new().with_enabled_roots());
+        }
+        let exporter = exporter.build().map_err(|error| wrong(error.to_string()))?;
         // OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES come before what is given here.
         let mut resource = Resource::builder();
         if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
